@@ -1,0 +1,21 @@
+"""Kvasir runs language models.  `from kvasir import LLM, SamplingParams`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Names are looked up on first use, so that `import kvasir` costs milliseconds (the bar is 0.15 s).
+    if name == "LLM":
+        from kvasir.llm import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from kvasir.sampling import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module 'kvasir' has no attribute {name!r}")

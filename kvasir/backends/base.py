@@ -1,0 +1,70 @@
+"""What crosses between engine and backend: a `Batch` down, logits up.  Nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvasir.checkpoint.tensor import Tensor
+from kvasir.plan import Plan
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+BLOCK = 16  # tokens a cache block
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens of N sequences, back to back, as flat int32 arrays.
+
+    There is no `is_prefill`: a decode is a sequence with one new token.  Rows of a sequence are in order of
+    position and without gaps.  A slot state counts as zero for a sequence whose first row is at position 0.
+    """
+
+    tokens: Ints  # [T]    ids
+    positions: Ints  # [T]    place of each token in its sequence
+    starts: Ints  # [N+1]  sequence n owns rows starts[n]:starts[n+1]
+    blocks: Ints  # [N, B] cache blocks of each sequence, in order; unused entries are -1
+    slots: Ints  # [N]    recurrent-state slot of each sequence, -1 where the plan has no slot state
+    logit_rows: Ints  # [R]    rows whose logits are wanted
+
+    def sequences(self) -> Iterator[tuple[int, slice]]:
+        for n in range(len(self.starts) - 1):
+            yield n, slice(int(self.starts[n]), int(self.starts[n + 1]))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How much room a program gets: cache blocks of `BLOCK` tokens, recurrent slots, and the cache's number format."""
+
+    n_blocks: int
+    n_slots: int = 1
+    kv_format: str = "f16"  # "f16" or "f32"
+
+
+class Program(Protocol):
+    """A plan made ready to run: weights repacked, arena laid out.  One caller at a time."""
+
+    plan: Plan
+    memory: Memory
+
+    def step(self, batch: Batch) -> Floats:
+        """The plan's output for this batch: logits [R, V], or one embedding a sequence [N, D]."""
+        ...
+
+    def referenced(self) -> frozenset[str]:
+        """The kinds of ops that run as their reference because the backend has no kernel for them."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to run plans."""
+
+    name: str
+
+    def compile(self, plan: Plan, weights: Mapping[str, Tensor], memory: Memory) -> Program: ...

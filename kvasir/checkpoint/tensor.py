@@ -1,0 +1,31 @@
+"""A tensor as it lies in a file: rows of encoded bytes, mapped lazily, with the format that says what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvasir.quant.formats import Format
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`shape` in numpy's order (outputs first); `raw` is uint8 [prod(shape[:-1]), bytes of one row], a view of the file.
+
+    Every format encodes a row by itself, so rows may be cut, permuted and stacked without decoding them.
+    """
+
+    name: str
+    format: Format
+    shape: tuple[int, ...]
+    raw: npt.NDArray[np.uint8]
+
+    def floats(self) -> npt.NDArray[np.float32]:
+        """Decoded to float32, in `shape`."""
+        return self.format.decode(self.raw, self.shape[-1]).reshape(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.raw.size
