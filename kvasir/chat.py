@@ -1,0 +1,108 @@
+"""What all faces speak: a request to a loaded model, and the events that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kvasir.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A function the model asks for; `arguments` keep the order in which the model wrote them."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation: role system, user, assistant or tool."""
+
+    role: str
+    content: str
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_name: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """What any face asks of a loaded model.
+
+    Either `messages`, rendered by the model's chat template, or `prompt`: text or token ids, used as they are
+    (`add_special_tokens` puts the model's BOS before a text).  `max_context` caps prompt and answer together; a
+    prompt over it is refused with both lengths, unless `truncate`: then the oldest tokens go, and
+    `Metrics.n_truncated` says how many.
+    """
+
+    params: SamplingParams
+    messages: tuple[Message, ...] = ()
+    prompt: str | tuple[int, ...] | None = None
+    add_special_tokens: bool = True
+    tools: tuple[Mapping[str, Any], ...] = ()
+    think: bool | str | None = None
+    template: str | None = None
+    max_context: int | None = None
+    truncate: bool = False
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How a request went: seconds and token counts."""
+
+    queue_s: float = 0.0
+    load_s: float = 0.0
+    prefill_s: float = 0.0  # first step begun -> first token
+    decode_s: float = 0.0  # first token -> last token
+    ttft_s: float = 0.0  # asked -> first token
+    total_s: float = 0.0
+    n_prompt: int = 0
+    n_cached: int = 0
+    n_truncated: int = 0
+    n_generated: int = 0
+    n_preempted: int = 0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second after the first; 0 when there was only one."""
+        return (self.n_generated - 1) / self.decode_s if self.decode_s > 0 and self.n_generated > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The natural-log probability of a token, and of the most likely ones at its place."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A further piece of answer `index`: whole characters, never part of a stop string."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of answer `index`.  `stop_reason`: the stop string or token id that ended it, if one did."""
+
+    reason: FinishReason
+    metrics: Metrics = field(default_factory=Metrics)
+    stop_reason: str | int | None = None
+    index: int = 0
+    prompt_token_ids: tuple[int, ...] = ()
+
+
+Event = Delta | Finished
