@@ -1,4 +1,4 @@
-"""The errors of Kvasir, by who can mend them.  A face turns each into one line (CLI) or one 4xx body (HTTP)."""
+"""The errors of Kvasir, by who can mend them.  A face turns each into one line or one 4xx body."""
 
 
 class KvasirError(Exception):

@@ -1,19 +1,27 @@
-"""How the next token is chosen: the parameters of one request."""
+"""How the next token is chosen: the parameters of a request, and the law in numpy that native samplers equal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
+import numpy as np
+import numpy.typing as npt
+
 from kvasir.errors import UsageError
+
+Floats = npt.NDArray[np.float32]
+MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The wishes of one request.  Defaults are vLLM's (temperature 1, nothing cut), not Ollama's: a face sets its own.
+    """The wishes of one request.  Defaults are vLLM's (temperature 1, nothing cut); each face sets its own.
 
-    temperature 0 is greedy.  top_k 0 or -1 keeps all.  `seed` None draws one.  Raises UsageError that names the field.
+    temperature 0 is greedy.  top_k 0 or -1 keeps all.  `seed` None draws one.
+    Raises UsageError that names the field and its range.
     """
 
     n: int = 1
@@ -56,7 +64,9 @@ class SamplingParams:
             raise UsageError("stop_token_ids must hold token ids (integers from 0)")
         for token, bias in self.logit_bias.items():
             if not _is_int(token) or token < 0 or not isinstance(bias, int | float) or not abs(bias) <= 100:
-                raise UsageError(f"logit_bias: {token!r}: {bias!r} is not a token id with a bias from -100 to 100")
+                raise UsageError(
+                    f"logit_bias: {token!r}: {bias!r} is not a token id with a bias from -100 to 100"
+                )
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -84,3 +94,80 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def uniform(seed: int, index: int, position: int) -> float:
+    """A number in [0, 1) that depends on these three alone, so a seed gives the same text whatever else runs.
+
+    Source: SplitMix64 (Steele, Lea, Flood 2014), its finalizer applied to the three in turn.
+    """
+    state = 0
+    for word in (seed, index, position):
+        state = (state + word + 0x9E3779B97F4A7C15) & MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+        state ^= state >> 31
+    return (state >> 11) / float(1 << 53)
+
+
+def penalize(logits: Floats, recent: Sequence[int], params: SamplingParams) -> None:
+    """In place: the three penalties, for every distinct token of `recent`.
+
+    repetition divides a positive logit and multiplies a negative one; frequency subtracts once a time the token
+    occurred, presence once.
+    """
+    if not recent or (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1, 0, 0):
+        return
+    for token, times in Counter(recent).items():
+        logit = logits[token]
+        logit = logit / params.repetition_penalty if logit > 0 else logit * params.repetition_penalty
+        logits[token] = logit - times * params.frequency_penalty - params.presence_penalty
+
+
+def choose(logits: Floats, params: SamplingParams, drawn: float) -> int:
+    """The token that `drawn` in [0, 1) picks from logits [V]: top-k, typical-p, top-p, min-p, temperature, in this order.
+
+    Candidates stand by logit, highest first, the lower id first among equals; the draw inverts their cumulative
+    probability in float64.  Temperature 0 takes the first candidate.  A NaN is never chosen.
+    """
+    logits = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
+    if params.temperature == 0:
+        return int(np.argmax(logits))
+    order = np.argsort(-logits, kind="stable")[: params.top_k or None]
+    order = order[np.isfinite(logits[order])]
+    if len(order) == 0:
+        return int(np.argmax(logits))
+    if params.typical_p < 1:
+        order = _typical(logits, order, params.typical_p)
+    if params.top_p < 1:
+        p = _softmax(logits[order])
+        order = order[: int(np.searchsorted(np.cumsum(p), params.top_p)) + 1]
+    if params.min_p > 0:
+        p = _softmax(logits[order])
+        order = order[p >= params.min_p * p[0]]
+    p = _softmax(logits[order] / params.temperature)
+    return int(order[min(int(np.searchsorted(np.cumsum(p), drawn, side="right")), len(order) - 1)])
+
+
+def _typical(logits: npt.NDArray[np.float64], order: npt.NDArray[np.intp], mass: float) -> npt.NDArray[np.intp]:
+    """The candidates whose surprise is nearest the distribution's entropy, until they hold `mass`; by logit again.
+
+    Source: Locally Typical Sampling, arXiv 2202.00666.
+    """
+    p = _softmax(logits[order])
+    surprise = -np.log(np.maximum(p, 1e-300))
+    nearest = np.argsort(np.abs(surprise - (p * surprise).sum()), kind="stable")
+    kept = nearest[: int(np.searchsorted(np.cumsum(p[nearest]), mass)) + 1]
+    return np.asarray(order[np.sort(kept)])
+
+
+def _softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    e = np.exp(x - x[0])
+    return np.asarray(e / e.sum())
+
+
+def logprobs(logits: Floats) -> npt.NDArray[np.float64]:
+    """Natural-log probabilities [V] of the model's own distribution, before penalties and temperature."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    return np.asarray(wide - np.log(np.exp(wide).sum()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Plan
+from kvasir.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -40,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Memory:
-    """How much room a program gets: cache blocks of `BLOCK` tokens, recurrent slots, and the cache's number format."""
+    """How much room a program gets: cache blocks of `BLOCK` tokens, recurrent slots, the cache's number format."""
 
     n_blocks: int
     n_slots: int = 1
@@ -55,6 +56,10 @@ class Program(Protocol):
 
     def step(self, batch: Batch) -> Floats:
         """The plan's output for this batch: logits [R, V], or one embedding a sequence [N, D]."""
+        ...
+
+    def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
+        """The next token for logits [V] (changed in place): `sampling.penalize`, then `sampling.choose`."""
         ...
 
     def referenced(self) -> frozenset[str]:
