@@ -93,7 +93,9 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> None:
         sequence.begin(self._slots.pop() if self._use_slots else -1)
         # Kept in order of arrival: a resumed sequence is older than those that came after it.
-        at = next((i for i, s in enumerate(self.running) if s.asked_at > sequence.asked_at), len(self.running))
+        at = next(
+            (i for i, s in enumerate(self.running) if s.asked_at > sequence.asked_at), len(self.running)
+        )
         self.running.insert(at, sequence)
 
     def _grow(self, sequence: Sequence, count: int) -> bool:

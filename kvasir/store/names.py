@@ -1,0 +1,87 @@
+"""From the name a user types to the file that holds the model."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvasir.errors import ModelError
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+BUILT_IN = {"mead": DATA / "mead.gguf", "mead-draft": DATA / "mead-draft.gguf"}
+FURTHER_PART = re.compile(
+    r"-(?!00001)\d{5}-of-\d{5}\.gguf$"
+)  # of a split file only the first part names the model
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that can be opened: the name to show, and its GGUF file or safetensors folder."""
+
+    name: str
+    path: Path
+
+
+def models_folder() -> Path:
+    """Where the user keeps models: $KVASIR_MODELS, else ~/.kvasir/models."""
+    return Path(os.environ.get("KVASIR_MODELS") or Path.home() / ".kvasir" / "models")
+
+
+def find(name: str) -> ModelFile:
+    """The model a user means by `name`: a built-in, a path, or NAME[:TAG] in the models folder.
+
+    Raises ModelError with the nearest names when there is none.
+    """
+    if not name or "\0" in name:
+        raise ModelError("the model's name is empty or has a NUL in it", hint="try `kvasir run mead`")
+    short = name.removesuffix(":latest")
+    if short in BUILT_IN:
+        return ModelFile(f"{short}:latest", BUILT_IN[short])
+    path = Path(name).expanduser()
+    if _looks_like_path(name) or _is_model(path):
+        if not path.exists():
+            raise ModelError(
+                f"no such file or folder: {name}", hint="`kvasir list` shows the models there are"
+            )
+        return ModelFile(name, path)
+    for known in listing():
+        if known.name in (name, f"{name}:latest"):
+            return known
+    names = [f.name for f in listing()]
+    near = difflib.get_close_matches(name, [*names, *(n.split(":")[0] for n in names)], 3, 0.6)
+    hint = (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?"
+        if near
+        else "`kvasir list` shows the models there are"
+    )
+    raise ModelError(f"model '{name}' not found", hint=hint)
+
+
+def listing() -> list[ModelFile]:
+    """Every model known by name: the built-in ones, then the models folder, newest first."""
+    built_in = [ModelFile(f"{name}:latest", path) for name, path in BUILT_IN.items() if path.exists()]
+    folder = models_folder()
+    paths = [p for p in folder.iterdir() if _is_model(p)] if folder.is_dir() else []
+    paths.sort(key=lambda p: -p.stat().st_mtime)
+    return [*built_in, *(ModelFile(_name_of(p), p) for p in paths)]
+
+
+def _name_of(path: Path) -> str:
+    stem = path.stem if path.suffix == ".gguf" else path.name
+    return stem if ":" in stem else f"{stem}:latest"
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        if path.is_dir():
+            return (path / "config.json").is_file()
+        return path.suffix == ".gguf" and path.is_file() and not FURTHER_PART.search(path.name)
+    except OSError:
+        return False
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.endswith((".gguf", ".safetensors")) or name.startswith((".", "/", "~"))
