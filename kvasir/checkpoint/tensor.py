@@ -1,4 +1,4 @@
-"""A tensor as it lies in a file: rows of encoded bytes, mapped lazily, with the format that says what they mean."""
+"""A tensor as it lies in a file: rows of encoded bytes, mapped, with the format that says what they mean."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from kvasir.quant.formats import Format
 
 @dataclass(frozen=True)
 class Tensor:
-    """`shape` in numpy's order (outputs first); `raw` is uint8 [prod(shape[:-1]), bytes of one row], a view of the file.
+    """`shape` in numpy's order (outputs first); `raw` is uint8 [rows, bytes of one row], a view of the file.
 
+    rows = prod(shape[:-1]).  The view may begin at any address: nothing about its alignment is promised.
     Every format encodes a row by itself, so rows may be cut, permuted and stacked without decoding them.
     """
 

@@ -184,7 +184,8 @@ def iq4_xs_floats(b: Blocks) -> Floats:
     high = (b["scales_high"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16)).astype(np.uint8) & 3
     scale = _f32(b["d"]) * ((low | high << np.uint8(4)).astype(np.float32) - 32)
     q = _nibbles(b["q"].reshape(-1, 8, 16))
-    return (scale[..., None] * IQ4_LEVELS[q]).reshape(-1, 256)
+    values: Floats = scale[..., None] * IQ4_LEVELS[q]
+    return values.reshape(-1, 256)
 
 
 def mxfp4_floats(b: Blocks) -> Floats:
