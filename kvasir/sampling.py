@@ -1,4 +1,6 @@
-"""How the next token is chosen: the parameters of a request, and the law in numpy that native samplers equal."""
+"""How the next token is chosen: the parameters of a request, and the law in numpy that native samplers
+equal.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +115,8 @@ def uniform(seed: int, index: int, position: int) -> float:
 def penalize(logits: Floats, recent: Sequence[int], params: SamplingParams) -> None:
     """In place: the three penalties, for every distinct token of `recent`.
 
-    repetition divides a positive logit and multiplies a negative one; frequency subtracts once a time the token
-    occurred, presence once.
+    repetition divides a positive logit and multiplies a negative one; frequency subtracts once a time the
+    token occurred, presence once.
     """
     if not recent or (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1, 0, 0):
         return
@@ -125,10 +127,11 @@ def penalize(logits: Floats, recent: Sequence[int], params: SamplingParams) -> N
 
 
 def choose(logits: Floats, params: SamplingParams, drawn: float) -> int:
-    """The token that `drawn` in [0, 1) picks from logits [V]: top-k, typical-p, top-p, min-p, temperature, in this order.
+    """The token that `drawn` in [0, 1) picks from logits [V]: top-k, typical-p, top-p, min-p, temperature,
+    in this order.
 
-    Candidates stand by logit, highest first, the lower id first among equals; the draw inverts their cumulative
-    probability in float64.  Temperature 0 takes the first candidate.  A NaN is never chosen.
+    Candidates stand by logit, highest first, the lower id first among equals; the draw inverts their
+    cumulative probability in float64.  Temperature 0 takes the first candidate.  A NaN is never chosen.
     """
     logits = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
     if params.temperature == 0:
@@ -150,7 +153,8 @@ def choose(logits: Floats, params: SamplingParams, drawn: float) -> int:
 
 
 def _typical(logits: npt.NDArray[np.float64], order: npt.NDArray[np.intp], mass: float) -> npt.NDArray[np.intp]:
-    """The candidates whose surprise is nearest the distribution's entropy, until they hold `mass`; by logit again.
+    """The candidates whose surprise is nearest the distribution's entropy, until they hold `mass`; by logit
+    again.
 
     Source: Locally Typical Sampling, arXiv 2202.00666.
     """

@@ -41,7 +41,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Memory:
-    """How much room a program gets: cache blocks of `BLOCK` tokens, recurrent slots, the cache's number format."""
+    """How much room a program gets: cache blocks of `BLOCK` tokens, recurrent slots, the cache's number
+    format.
+    """
 
     n_blocks: int
     n_slots: int = 1

@@ -9,7 +9,9 @@ from kvasir.errors import Bug
 
 
 class BlockPool:
-    """`n_blocks` cache blocks with a count of owners each.  Mutable.  Lowest free block first, so runs repeat exactly."""
+    """`n_blocks` cache blocks with a count of owners each.  Mutable.  Lowest free block first, so runs
+    repeat exactly.
+    """
 
     def __init__(self, n_blocks: int):
         self.n_blocks = n_blocks

@@ -1,4 +1,6 @@
-"""The loop: schedule, step, choose, append.  Token ids in, token ids out; text is somebody else's business."""
+"""The loop: schedule, step, choose, append.  Token ids in, token ids out; text is somebody else's
+business.
+"""
 
 from __future__ import annotations
 
@@ -50,16 +52,24 @@ class Engine:
         return self.scheduler.has_work
 
     def limit(self, wanted: int | None = None) -> int:
-        """Tokens a sequence may have in all: the model's context, or less if `wanted` or the cache is smaller."""
+        """Tokens a sequence may have in all: the model's context, or less if `wanted` or the cache is
+        smaller.
+        """
         limits = [self.pool.n_blocks * BLOCK, self.program.plan.context or None, wanted]
         return min(n for n in limits if n)
 
     def sequence(
-        self, tokens: list[int], params: SamplingParams, max_context: int | None = None, index: int = 0
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        max_context: int | None = None,
+        index: int = 0,
+        n_truncated: int = 0,
     ) -> Sequence:
         """A new sequence, checked and not yet added.
 
-        Raises UsageError when the prompt is empty, leaves no room for an answer, or names tokens out of range.
+        Raises UsageError when the prompt is empty, leaves no room for an answer, or names tokens out of
+        range.
         """
         limit, vocab = self.limit(max_context), self.n_vocab
         if not tokens:
@@ -76,7 +86,7 @@ class Engine:
                 hint="shorten the prompt, raise num_ctx, or ask for truncation",
             )
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        return Sequence(list(tokens), params, limit, seed, index)
+        return Sequence(list(tokens), params, limit, seed, index, n_truncated=n_truncated)
 
     @property
     def n_vocab(self) -> int:
@@ -93,7 +103,9 @@ class Engine:
             self.scheduler.finish(sequence, reason)
 
     def step(self) -> list[Token]:
-        """Computes one step; the tokens it gave, one for each sequence whose known tokens are all computed."""
+        """Computes one step; the tokens it gave, one for each sequence whose known tokens are all
+        computed.
+        """
         parts = self.scheduler.schedule()
         if not parts:
             return []

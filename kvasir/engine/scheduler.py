@@ -1,7 +1,7 @@
 """Which rows of which sequences the next step computes.
 
-There is no prefill phase and no decode phase.  The law: in each step a sequence is given at most the tokens it has
-and has not computed.  Chunked prefill, decode, resuming after preemption are that one thing.
+There is no prefill phase and no decode phase.  The law: in each step a sequence is given at most the tokens
+it has and has not computed.  Chunked prefill, decode, resuming after preemption are that one thing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Part:
 class Scheduler:
     """First come, first served, under a budget of `step_tokens` rows a step.  Mutable.
 
-    Sequences with one pending token go first, so that a long prompt never holds up the answers under way.  When
-    blocks run out the youngest running sequence is preempted and waits at the front of the queue.
+    Sequences with one pending token go first, so that a long prompt never holds up the answers under way.
+    When blocks run out the youngest running sequence is preempted and waits at the front of the queue.
     """
 
     def __init__(self, pool: BlockPool, n_slots: int, max_sequences: int, step_tokens: int):
@@ -42,15 +42,20 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues it.  Raises CapacityError when its prompt could not be held even with the cache to itself."""
-        need = -(-(len(sequence.tokens) + 1) // BLOCK)
-        if need > self.pool.n_blocks:
-            have = self.pool.n_blocks * BLOCK
-            raise CapacityError(
-                f"the prompt has {len(sequence.tokens)} tokens and the KV cache holds {have} in all",
-                hint="shorten the prompt, or give the cache more memory (KVASIR_CACHE_GB)",
-            )
+        """Queues it.  Raises CapacityError when its prompt could not be held even with the cache to
+        itself.
+        """
+        self.must_fit(len(sequence.tokens))
         self.waiting.append(sequence)
+
+    def must_fit(self, n_tokens: int) -> None:
+        """Raises CapacityError, with both numbers, when the whole cache could not hold such a prompt."""
+        have = self.pool.n_blocks * BLOCK
+        if n_tokens + 1 > have:
+            raise CapacityError(
+                f"the prompt has {n_tokens} tokens and the KV cache holds {have} in all",
+                hint="shorten the prompt, or free memory and load the model again",
+            )
 
     def schedule(self) -> list[Part]:
         """The next step's parts; empty only if there is no work."""
@@ -69,7 +74,7 @@ class Scheduler:
         while budget and self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
             count = min(sequence.n_pending, budget)
-            if self._use_slots and not self._slots or not self._grow(sequence, count):
+            if (self._use_slots and not self._slots) or not self._grow(sequence, count):
                 break
             self.waiting.popleft()
             self._admit(sequence)

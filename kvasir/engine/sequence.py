@@ -67,7 +67,9 @@ class Sequence:
         self.first_at = self.first_at or self.last_at
 
     def preempt(self) -> list[int]:
-        """Forgets what the cache held; the blocks to give back.  Its tokens stay: it resumes by computing them again."""
+        """Forgets what the cache held; the blocks to give back.  Its tokens stay: it resumes by computing
+        them again.
+        """
         blocks, self.blocks = self.blocks, []
         self.n_computed, self.slot = 0, -1
         self.n_preempted += 1

@@ -1,0 +1,274 @@
+"""A loaded model: tokenizer, template and engine, wired together, with a thread that steps."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from kvasir.backends.base import BLOCK, Backend, Memory
+from kvasir.backends.cpu import CpuBackend
+from kvasir.backends.reference import Reference
+from kvasir.chat import ChatRequest, Delta, Finished, FinishReason
+from kvasir.checkpoint.open import open_checkpoint
+from kvasir.engine.engine import Engine, Token
+from kvasir.engine.sequence import Sequence
+from kvasir.errors import Bug, CapacityError, KvasirError, ModelError, UsageError
+from kvasir.models import build
+from kvasir.plan import Plan
+from kvasir.runner.inspect import ModelInfo, info
+from kvasir.runner.prompt import Prompter
+from kvasir.runner.stream import Stream
+from kvasir.store.names import find
+from kvasir.text.stream import TextStream
+
+MAX_SEQUENCES = 64  # answers computed at the same time; more wait their turn
+CACHE_SEQUENCES = 8  # the cache is sized for as many sequences of full length, if memory allows
+
+
+@dataclass(eq=False)
+class _Answer:
+    """One sequence with its text so far.  Mutable; touched by the engine's thread alone."""
+
+    sequence: Sequence
+    text: TextStream
+    stream: Stream
+
+
+@dataclass
+class _Inbox:
+    """What other threads want of the engine's thread.  Mutable; guarded by the model's condition."""
+
+    new: list[list[_Answer]] = field(default_factory=list)
+    cancelled: list[Stream] = field(default_factory=list)
+    closing: bool = False
+
+
+class Model:
+    """One loaded model with an engine thread of its own.  Thread-safe."""
+
+    def __init__(self, info: ModelInfo, prompter: Prompter, engine: Engine, load_s: float):
+        self.info, self.prompter, self.load_s = info, prompter, load_s
+        self._engine = engine
+        self._answers: dict[Sequence, _Answer] = {}
+        self._inbox, self._changed = _Inbox(), threading.Condition()
+        self._step_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=f"engine {info.name}", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        backend: str = "cpu",
+        threads: int | None = None,
+        context: int | None = None,
+        n_blocks: int | None = None,
+        kv_format: str | None = None,
+        progress: Callable[[str], None] = lambda stage: None,
+    ) -> Model:
+        """Opens, checks, repacks and starts the model called `name`.
+
+        `context` caps the positions of every sequence below the model's own; `n_blocks` sizes the KV cache
+        in blocks
+        of 16 tokens (default: by the memory there is).  Raises ModelError, CheckpointError, CapacityError.
+        """
+        start = perf_counter()
+        file = find(name)
+        progress("reading the file")
+        checkpoint = open_checkpoint(file.path)
+        plan, weights = build(checkpoint, context)
+        if context:
+            plan.context = min(context, plan.context or context)
+        prompter = Prompter.of(checkpoint)
+        memory = memory_for(plan, kv_format or os.environ.get("KVASIR_KV") or "f16", n_blocks)
+        progress("repacking the weights")
+        program = backend_named(backend, threads).compile(plan, weights, memory)
+        engine = Engine(program, prompter.eos_ids, MAX_SEQUENCES)
+        return cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start)
+
+    def submit(self, request: ChatRequest) -> Stream:
+        """Queues a request; its answers come through the stream.
+
+        Raises UsageError (prompt over the context, empty, no chat template asked of, ...) and CapacityError.
+        """
+        if self.is_embedding:
+            raise UsageError(f"{self.info.name} is an embedding model and writes no text", hint="use embed")
+        limit = self._engine.limit(request.max_context)
+        tokens, n_truncated = self.prompter.tokens(request, limit)
+        stream = Stream(request.params.n, tuple(tokens), self._cancel)
+        skip, params = request.params.skip_special_tokens, request.params
+        answers = []
+        for index in range(params.n):
+            sequence = self._engine.sequence(tokens, params, request.max_context, index, n_truncated)
+            text = TextStream(
+                self.prompter.tokenizer,
+                params.stops,
+                params.include_stop_str_in_output,
+                skip,
+                bool(request.messages),
+            )
+            answers.append(_Answer(sequence, text, stream))
+        self._engine.scheduler.must_fit(len(tokens))
+        with self._changed:
+            if self._inbox.closing:
+                raise CapacityError(f"{self.info.name} is being unloaded", hint="try again")
+            self._inbox.new.append(answers)
+            self._changed.notify()
+        return stream
+
+    def embed(self, texts: list[str]) -> list[list[float]]:
+        """One embedding [D] a text, as the model's pooling gives it (not normalized).  UsageError if it
+        has none.
+        """
+        if not self.is_embedding:
+            raise UsageError(
+                f"{self.info.name} writes text and gives no embeddings", hint="use an embedding model"
+            )
+        with self._step_lock:
+            return [
+                e.tolist() for e in self._engine.embed([self.prompter.tokenizer.encode(t) for t in texts])
+            ]
+
+    @property
+    def is_embedding(self) -> bool:
+        return "embedding" in self.info.capabilities
+
+    @property
+    def referenced(self) -> frozenset[str]:
+        """Kinds of ops that run as their reference because the backend has no kernel for them."""
+        return self._engine.program.referenced()
+
+    def close(self) -> None:
+        """Ends every answer under way and the thread."""
+        with self._changed:
+            self._inbox.closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raises Bug unless every cache block is accounted for.  Only while idle."""
+        with self._step_lock:
+            self._engine.check()
+
+    # -- the engine's thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (
+                    self._engine.has_work or self._inbox.new or self._inbox.cancelled or self._inbox.closing
+                ):
+                    self._changed.wait()
+                inbox, self._inbox = self._inbox, _Inbox(closing=self._inbox.closing)
+            with self._step_lock:
+                if inbox.closing:
+                    self._abort(lambda _: True)
+                    for answers in inbox.new:
+                        answers[0].stream.put(
+                            CapacityError(f"{self.info.name} was unloaded", hint="try again")
+                        )
+                    return
+                self._turn(inbox)
+
+    def _turn(self, inbox: _Inbox) -> None:
+        """Takes in what came, drops what was cancelled, and computes one step."""
+        for answer in (a for answers in inbox.new for a in answers):
+            self._answers[answer.sequence] = answer
+            self._engine.add(answer.sequence)
+        if inbox.cancelled:
+            self._abort(lambda a: a.stream in inbox.cancelled)
+        try:
+            for token in self._engine.step():
+                self._deliver(token)
+        except Exception as e:  # whatever broke the step must reach its clients, and must not end the thread
+            error = e if isinstance(e, KvasirError) else Bug(f"a step of {self.info.name} failed: {e!r}")
+            for stream in {a.stream for a in self._answers.values()}:
+                stream.put(error)
+            self._abort(lambda _: True, tell=False)
+
+    def _deliver(self, token: Token) -> None:
+        answer = self._answers[token.sequence]
+        last = token.finished == "stop" and token.token_id not in token.sequence.params.stop_token_ids
+        text = "" if last else answer.text.push(token.token_id)
+        reason, stop_reason = token.finished, None
+        if answer.text.stopped is not None:
+            reason, stop_reason = "stop", answer.text.stopped
+        elif reason:
+            text += answer.text.finish()
+        logprobs = (token.logprob,) if token.logprob else ()
+        answer.stream.put(Delta(text, (token.token_id,), logprobs, token.sequence.index))
+        if reason:
+            self._finish(answer, reason, stop_reason)
+
+    def _finish(self, answer: _Answer, reason: FinishReason, stop_reason: str | int | None) -> None:
+        sequence = answer.sequence
+        self._engine.finish(sequence, reason)
+        del self._answers[sequence]
+        if stop_reason is None and reason == "stop" and sequence.tokens[-1] in sequence.params.stop_token_ids:
+            stop_reason = sequence.tokens[-1]
+        metrics = sequence.metrics()
+        prompt = tuple(sequence.tokens[: sequence.n_prompt])
+        answer.stream.put(Finished(reason, metrics, stop_reason, sequence.index, prompt))
+
+    def _abort(self, doomed: Callable[[_Answer], bool], tell: bool = True) -> None:
+        for answer in [a for a in self._answers.values() if doomed(a)]:
+            self._engine.finish(answer.sequence, "abort")
+            if tell:
+                self._finish(answer, "abort", None)
+            else:
+                del self._answers[answer.sequence]
+
+    def _cancel(self, stream: Stream) -> None:
+        with self._changed:
+            self._inbox.cancelled.append(stream)
+            self._changed.notify()
+
+
+def backend_named(name: str, threads: int | None) -> Backend:
+    """The backend called `name`: cpu or reference."""
+    if name == "cpu":
+        return CpuBackend(threads=threads)
+    if name == "reference":
+        return Reference()
+    raise ModelError(f"unknown backend {name!r}", hint="the backends are cpu and reference")
+
+
+def memory_for(plan: Plan, kv_format: str, n_blocks: int | None) -> Memory:
+    """Room for the plan's states: eight sequences of full length, within half of the memory that is
+    available.
+
+    Pages of the cache are touched only when a sequence grows into them, so what is not used costs nothing.
+    Raises CapacityError when not even one block of each state fits.
+    """
+    if kv_format not in ("f16", "f32"):
+        raise UsageError(f"KV cache format {kv_format!r} is unknown", hint="the formats are f16 and f32")
+    room = available_bytes() // 2
+    number = 2 if kv_format == "f16" else 4
+    slot_bytes = sum(s.width for s in plan.states.values() if s.kind == "slot") * 4
+    n_slots = max(1, min(MAX_SEQUENCES, room // 4 // slot_bytes)) if slot_bytes else 1
+    block_bytes = sum(s.width for s in plan.states.values() if s.kind == "paged") * number * BLOCK
+    if n_blocks is None and block_bytes:
+        wanted = -(-(plan.context or 32768) // BLOCK) * CACHE_SEQUENCES
+        n_blocks = min(wanted, (room - n_slots * slot_bytes) // block_bytes)
+        if n_blocks < 1:
+            raise CapacityError(
+                f"one block of the KV cache needs {block_bytes:,} bytes and {room:,} may be used",
+                hint="close other programs, or choose a smaller model",
+            )
+    return Memory(n_blocks or 1, n_slots, kv_format)
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping."""
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,111 @@
+"""From a request to the token ids of its prompt: template, tokenizer, and the room there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kvasir.chat import ChatRequest, Message
+from kvasir.checkpoint.open import Checkpoint
+from kvasir.errors import ModelError, UsageError
+from kvasir.text.template import ChatTemplate
+from kvasir.text.tokenizer import Tokenizer
+
+ANSWER_SHARE = 4  # a truncated prompt leaves a quarter of the context for the answer
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """What turns a model's requests into token ids."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Prompter:
+        """The tokenizer and the chat template that a checkpoint brings.  Raises ModelError,
+        CheckpointError.
+        """
+        tokenizer = tokenizer_of(checkpoint)
+        source = template_source(checkpoint)
+        return cls(tokenizer, None if source is None else _template(source, tokenizer))
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return self.tokenizer.eos_ids
+
+    def text(self, request: ChatRequest) -> str:
+        """The messages as the model's template writes them.  Raises ModelError when it has none."""
+        template = self.template
+        if request.template is not None:
+            template = _template(request.template, self.tokenizer)
+        if template is None:
+            raise ModelError(
+                "this model has no chat template, so it cannot chat",
+                hint="send a raw prompt: /api/generate with raw, LLM.generate, or `kvasir run --raw`",
+            )
+        return template.render(
+            request.messages, tools=request.tools, add_generation_prompt=True, think=request.think
+        )
+
+    def tokens(self, request: ChatRequest, limit: int) -> tuple[list[int], int]:
+        """The prompt's token ids, and how many tokens were cut to fit under `limit` (0 unless `truncate`).
+
+        Of a chat the oldest turns go first and the system message stays; of a text, its oldest tokens.
+        """
+        if request.messages and request.prompt is not None:
+            raise UsageError("a request has messages or a prompt, not both")
+        whole = self._encode(request)
+        if len(whole) < limit or not request.truncate:
+            return whole, 0
+        room = max(limit - max(limit // ANSWER_SHARE, 1), 1)
+        tokens, cut = whole, request
+        while len(tokens) > room and (shorter := _without_oldest(cut.messages)) is not None:
+            cut = replace(cut, messages=shorter)
+            tokens = self._encode(cut)
+        if len(tokens) > room:
+            bos = [tokens[0]] if tokens[0] == self.tokenizer.bos_id and room > 1 else []
+            tokens = bos + tokens[len(tokens) - room + len(bos) :]
+        return tokens, len(whole) - len(tokens)
+
+    def _encode(self, request: ChatRequest) -> list[int]:
+        if request.messages:
+            return self.tokenizer.encode(self.text(request), add_special=False)
+        if isinstance(request.prompt, str):
+            return self.tokenizer.encode(request.prompt, add_special=request.add_special_tokens)
+        return list(request.prompt or ())
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's own tokenizer."""
+    if checkpoint.kind == "gguf":
+        return Tokenizer.from_gguf(checkpoint.metadata)
+    files = checkpoint.files
+    if "tokenizer.json" not in files:
+        raise ModelError(
+            f"{checkpoint.path} has no tokenizer.json",
+            hint="save the model together with its (fast) tokenizer",
+        )
+    return Tokenizer.from_folder(
+        files["tokenizer.json"],
+        files.get("tokenizer_config.json"),
+        files.get("generation_config.json"),
+        files.get("special_tokens_map.json"),
+    )
+
+
+def template_source(checkpoint: Checkpoint) -> str | None:
+    """The Jinja source of the checkpoint's chat template, if it has one."""
+    raise NotImplementedError
+
+
+def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
+    bos = tokenizer.piece(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
+    return ChatTemplate(source, bos, "")
+
+
+def _without_oldest(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
+    """Without the oldest turn that is no system message; None when only the last turn is left."""
+    turns = [i for i, m in enumerate(messages) if m.role != "system"]
+    if len(turns) < 2:
+        return None
+    return messages[: turns[0]] + messages[turns[0] + 1 :]

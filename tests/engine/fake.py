@@ -1,0 +1,76 @@
+"""A program with scripted logits: the next token of a sequence is a function of all its tokens so far.
+
+It keeps its "cache" in the blocks it is given, so a scheduler that mixes up blocks, positions or slots gives wrong
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvasir.backends.base import BLOCK, Batch, Floats, Memory
+from kvasir.plan import Plan
+from kvasir.plan.ops import Value
+from kvasir.sampling import SamplingParams, choose, penalize
+
+VOCAB = 64
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """The scripted law: a hash of everything that came before, never below 2."""
+    state = 7
+    for token in tokens:
+        state = (state * 31 + token + 1) % 1_000_003
+    return 2 + state % (VOCAB - 2)
+
+
+class FakeProgram:
+    """Mutable: `cells` is the cache (token by cell), `steps` the sizes of the steps so far."""
+
+    def __init__(self, n_blocks: int, context: int = 0, n_slots: int = 0):
+        self.plan = Plan("fake", output=Value(0, "R", VOCAB), context=context)
+        if n_slots:
+            self.plan.state("memory", "slot", 1)
+        self.memory = Memory(n_blocks, max(n_slots, 1))
+        self.cells = np.full(n_blocks * BLOCK, -1)
+        self.steps: list[list[int]] = []
+        self.fail_at = -1
+
+    def step(self, batch: Batch) -> Floats:
+        if len(self.steps) == self.fail_at:
+            raise RuntimeError("scripted failure")
+        self.steps.append(np.diff(batch.starts).tolist())
+        owners: dict[int, int] = {}
+        rows = []
+        for n, part in batch.sequences():
+            at = batch.positions[part]
+            assert (np.diff(at) == 1).all(), "positions of a sequence run without gaps"
+            blocks = batch.blocks[n]
+            self.cells[blocks[at // BLOCK] * BLOCK + at % BLOCK] = batch.tokens[part]
+            used = blocks[: at[-1] // BLOCK + 1]
+            for block in used:
+                assert owners.setdefault(int(block), n) == n, "two sequences write one block"
+            for row in range(part.start, part.stop):
+                if row in batch.logit_rows:
+                    past = np.arange(batch.positions[row] + 1)
+                    rows.append(next_token(self.cells[blocks[past // BLOCK] * BLOCK + past % BLOCK].tolist()))
+        logits = np.zeros((len(rows), VOCAB), np.float32)
+        logits[np.arange(len(rows)), rows] = 10
+        return logits
+
+    def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
+        penalize(logits, recent, params)
+        return choose(logits, params, drawn)
+
+    def referenced(self) -> frozenset[str]:
+        return frozenset()
+
+
+def expected(prompt: Sequence[int], count: int) -> list[int]:
+    """The `count` tokens that the law gives after `prompt`."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
