@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +39,7 @@ MAX_NAME_BYTES = 255
 MAX_TOKEN_BYTES = 1 << 20  # a string in an array
 MAX_STRING_BYTES = 1 << 26  # a string by itself: a chat template, a whole tokenizer.json
 MAX_ARRAY = 1 << 24
+MAX_STRINGS = 1 << 22  # in one array
 MAX_NESTED = 4096  # arrays inside an array, in all
 MAX_DEPTH = 3
 MAX_DIMS = 4
@@ -61,7 +63,7 @@ class Strings(Sequence[str]):
     Mutable: remembers what it decoded.  Raises CheckpointError, on first use, for bytes that are not UTF-8.
     """
 
-    def __init__(self, data: Bytes, ends: list[int], where: str):
+    def __init__(self, data: Bytes, ends: array[int], where: str):
         self._data, self._ends, self._where = data, ends, where
         self._texts: list[str] | None = None
 
@@ -173,8 +175,9 @@ class _Reader:
         if kind not in SCALARS and kind not in (STRING, ARRAY):
             raise self.bad(f"{what} is an array of the unknown value type {kind}")
         least = SCALARS[kind][1] if kind in SCALARS else 8 if kind == STRING else 12
-        if n > MAX_ARRAY:
-            raise self.bad(f"{what} claims {n} entries, at most {MAX_ARRAY} are allowed")
+        most = MAX_STRINGS if kind == STRING else MAX_ARRAY
+        if n > most:
+            raise self.bad(f"{what} claims {n} entries, at most {most} are allowed")
         self.need(n * least, f"{what}, which claims {n} entries")
         if kind == STRING:
             return self.strings(n, what)
@@ -197,7 +200,7 @@ class _Reader:
     def strings(self, n: int, what: str) -> Strings:
         """Steps over `n` strings, noting where each ends; they are decoded when used."""
         start, size, view, length = self.at, self.size, self.view, struct.Struct("<Q").unpack_from
-        at, ends = start, list[int]()
+        at, ends = start, array("q")
         append = ends.append
         try:
             for _ in range(n):

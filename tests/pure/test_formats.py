@@ -6,9 +6,11 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 
+from kvasir.errors import UsageError
 from kvasir.quant import formats
+from kvasir.quant.encode import ENCODERS, encode
 from kvasir.quant.formats import BY_GGML_TYPE, FORMATS, WEIGHT_FORMATS, Format
 
 NAMES = [f.name for f in WEIGHT_FORMATS]
@@ -67,3 +69,32 @@ def test_table_agrees_with_gguf() -> None:
     assert BY_GGML_TYPE[8] is formats.Q8_0 and -1 not in BY_GGML_TYPE
     known = set(BY_GGML_TYPE) | set(formats.UNREAD_GGML_TYPES)
     assert {t.value for t in GGMLQuantizationType} <= known
+
+
+@pytest.mark.parametrize("name", list(ENCODERS))
+def test_encodes_as_gguf_does(name: str) -> None:
+    f = FORMATS[name]
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((301, 256)) * np.exp(rng.normal(0, 2, (301, 1)))).astype(np.float32)
+    x[3] = 0
+    x[4] = 1.5
+    x[5, :32] = np.arange(32) / 127  # halves and exact steps
+    x[6] = np.round(x[6])
+    theirs = quantize(x.copy(), GGMLQuantizationType(f.ggml_type)).view(np.uint8).reshape(301, -1)
+    ours = encode(x, f)
+    assert np.array_equal(ours, theirs)
+    again = f.decode(ours, 256)
+    assert np.abs(again - x).max() <= np.abs(x).max() / 7
+
+
+def test_what_cannot_be_encoded_is_refused() -> None:
+    x = np.ones((2, 64), np.float32)
+    with pytest.raises(UsageError, match="Q6_K"):
+        encode(x, FORMATS["Q6_K"])
+    with pytest.raises(UsageError, match="multiple of 32"):
+        encode(x[:, :40], FORMATS["Q8_0"])
+    with pytest.raises(UsageError, match="nan or inf"):
+        encode(x * np.float32("nan"), FORMATS["Q8_0"])
+    for name in ("Q8_0", "Q4_1", "F16"):
+        with pytest.raises(UsageError, match="as large as"):
+            encode(x * np.linspace(1, 3e38, 64, dtype=np.float32), FORMATS[name])
