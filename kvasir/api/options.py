@@ -1,0 +1,131 @@
+"""Ollama's `options`: their types, ranges and defaults, and what becomes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from kvasir.api.body import json_name, short
+from kvasir.errors import UsageError
+from kvasir.sampling import SamplingParams
+
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 1000
+BIG = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """A number: its range, whether it is whole, Ollama's default, its name in SamplingParams."""
+
+    low: float
+    high: float
+    whole: bool
+    default: float | int
+    param: str = ""
+
+
+NUMBERS: dict[str, Option] = {
+    "temperature": Option(0, 100, False, 0.8, "temperature"),
+    "top_k": Option(-1, BIG, True, 40, "top_k"),
+    "top_p": Option(0, 1, False, 0.9, "top_p"),
+    "min_p": Option(0, 1, False, 0.0, "min_p"),
+    "typical_p": Option(0, 1, False, 1.0, "typical_p"),
+    "repeat_penalty": Option(0.001, 100, False, 1.0, "repetition_penalty"),
+    "repeat_last_n": Option(-1, BIG, True, 64, "repeat_last_n"),
+    "presence_penalty": Option(-100, 100, False, 0.0, "presence_penalty"),
+    "frequency_penalty": Option(-100, 100, False, 0.0, "frequency_penalty"),
+    "seed": Option(-(2**63), 2**63 - 1, True, -1),
+    "num_predict": Option(-2, BIG, True, -1),
+    "num_ctx": Option(0, BIG, True, 0),
+}
+# Ollama reads these; here they have nothing to change: memory, threads and batches are the program's
+# business.  The type is checked, the value is not used, and the answer's warning says so.
+IDLE: dict[str, type] = {
+    **dict.fromkeys(
+        ["num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict", "mirostat"], int
+    ),
+    **dict.fromkeys(["mirostat_tau", "mirostat_eta", "tfs_z"], float),
+    **dict.fromkeys(
+        ["use_mmap", "use_mlock", "low_vram", "f16_kv", "logits_all", "vocab_only", "penalize_newline",
+         "numa", "embedding_only"], bool
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one request, checked."""
+
+    params: SamplingParams
+    max_context: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def parse_options(given: Mapping[str, Any]) -> Options:
+    """The wishes in `given` over Ollama's defaults; null is as if the option were not there.
+
+    num_predict below 1 means until the model stops; a negative seed draws one; num_ctx 0 is the model's own
+    limit.  Names that nobody knows become warnings.  Raises UsageError with the option's name, type and range.
+    """
+    warnings: list[str] = []
+    values = {name: option.default for name, option in NUMBERS.items()}
+    stops: tuple[str, ...] = ()
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in NUMBERS:
+            values[name] = number(name, value)
+        elif name == "stop":
+            stops = _stops(value)
+        elif name in IDLE:
+            _idle(name, value)
+            warnings.append(f"option {name} has no effect")
+        else:
+            warnings.append(f"unknown option {short(name)}")
+    params: dict[str, Any] = {o.param: values[name] for name, o in NUMBERS.items() if o.param}
+    params["seed"] = None if values["seed"] < 0 else int(values["seed"])
+    params["max_tokens"] = None if values["num_predict"] <= 0 else int(values["num_predict"])
+    return Options(SamplingParams(stop=stops, **params), int(values["num_ctx"]) or None, tuple(warnings))
+
+
+def number(name: str, value: object) -> float | int:
+    """`value` as the number that option `name` takes.  Raises UsageError with its type and range."""
+    option = NUMBERS[name]
+    kind, span = (
+        ("integer" if option.whole else "number"),
+        f"between {_bound(option.low)} and {_bound(option.high)}",
+    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f'option "{name}" must be of type {kind}, {span}, got {json_name(value)}')
+    if not isinstance(value, int) and not isfinite(value):
+        raise UsageError(f'option "{name}" must be a finite {kind}, {span}')
+    if option.whole and value != int(value):
+        raise UsageError(f'option "{name}" must be of type integer, {span}, got {value!r}')
+    if not option.low <= value <= option.high:
+        raise UsageError(f'option "{name}" must be {span}, got {short(str(value), 30)[1:-1]}')
+    return int(value) if option.whole else float(value)
+
+
+def _bound(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(s, str) for s in value):
+        raise UsageError('option "stop" must be of type array of strings')
+    if len(value) > MAX_STOPS or any(not 0 < len(s) <= MAX_STOP_LENGTH for s in value):
+        raise UsageError(
+            f'option "stop" must hold at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters'
+        )
+    return tuple(value)
+
+
+def _idle(name: str, value: object) -> None:
+    kind = IDLE[name]
+    fits = isinstance(value, bool) if kind is bool else isinstance(value, int | float)
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        wanted = {int: "integer", float: "number", bool: "boolean"}[kind]
+        raise UsageError(f'option "{name}" must be of type {wanted}, got {json_name(value)}')
