@@ -1,0 +1,67 @@
+"""The architectures Kvasir runs, and `build`: from a checkpoint to its plan and weights."""
+
+from __future__ import annotations
+
+from kvasir.checkpoint.config import Config
+from kvasir.checkpoint.open import Checkpoint
+from kvasir.checkpoint.recipes import Weights, bare, resolve
+from kvasir.checkpoint.tensor import Tensor
+from kvasir.errors import CheckpointError, ModelError
+from kvasir.models.blocks import Family
+from kvasir.models.llama import LLAMA
+from kvasir.models.mixtral import MIXTRAL
+from kvasir.models.qwen import QWEN2, QWEN3, QWEN3_MOE
+from kvasir.models.rope import Given
+from kvasir.plan import Plan
+
+# By `architectures` of config.json, and by `general.architecture` of a GGUF file.
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": LLAMA, "MistralForCausalLM": LLAMA, "llama": LLAMA,
+    "MixtralForCausalLM": MIXTRAL,
+    "Qwen2ForCausalLM": QWEN2, "qwen2": QWEN2,
+    "Qwen3ForCausalLM": QWEN3, "qwen3": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE, "qwen3moe": QWEN3_MOE,
+}  # fmt: skip
+
+GGUF_FACTORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
+
+
+def build(checkpoint: Checkpoint, context: int | None = None) -> tuple[Plan, Weights]:
+    """The plan of a checkpoint's model, and its weights in the plan's form (made one by one, when asked for).
+
+    `context`: positions that will be used at most, None for as many as the model was made for.  Models whose
+    rotary frequencies depend on the length (LongRoPE) choose by it, and `plan.context` never exceeds it.
+    Raises ModelError for an architecture that is not known; CheckpointError when the config has keys or the
+    file has tensors that nobody understood, or lacks some, or they do not fit together.
+    """
+    outer = checkpoint.config
+    family = FAMILIES.get(outer.architecture)
+    if family is None:
+        raise ModelError(f"{outer.where}: the architecture {outer.architecture!r} is not known",
+                         hint=f"known: {', '.join(FAMILIES)}")  # fmt: skip
+    gguf = checkpoint.kind == "gguf"
+    tensors = checkpoint.tensors if gguf else bare(checkpoint.tensors)
+    factors = {n: divisors(tensors[f"{n}.weight"]) for n in GGUF_FACTORS if f"{n}.weight" in tensors}
+    given = Given(context or 0, factors, ("output.weight" if gguf else "lm_head.weight") in tensors)
+    config = inner(outer)
+    plan = family.plan(config, given)
+    recipes = family.gguf(config) if gguf else family.safetensors(config)
+    outer.check_all_read()
+    read = frozenset(f"{n}.weight" for n in factors)
+    return plan, resolve(plan, tensors, recipes, "blk.{}." if gguf else "layers.{}.", family.set_aside, read)
+
+
+def inner(c: Config) -> Config:
+    """The text model's part of a config that also describes images or sound."""
+    text = c.table("text_config")
+    if text is None:
+        return c
+    c.ignore("vision_config", "audio_config", "tie_word_embeddings", "mm_tokens_per_image", "boi_token_index",
+             "eoi_token_index", "image_token_index", "video_token_index")  # fmt: skip
+    return text
+
+
+def divisors(t: Tensor) -> tuple[float, ...]:
+    if len(t.shape) != 1 or t.shape[0] > 4096:
+        raise CheckpointError(f"{t.name} is {list(t.shape)}, at most 4096 divisors are wanted")
+    return tuple(map(float, t.floats()))
