@@ -12,6 +12,7 @@ from pathlib import Path
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.models import build
 from kvasir.plan import Plan
+from kvasir.runner.prompt import template_source
 from kvasir.store.names import ModelFile, find
 
 

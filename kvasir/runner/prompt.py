@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from kvasir.chat import ChatRequest, Message
 from kvasir.checkpoint.open import Checkpoint
 from kvasir.errors import ModelError, UsageError
-from kvasir.text.template import ChatTemplate
+from kvasir.text.template import ChatTemplate, select_template, template_from_folder
 from kvasir.text.tokenizer import Tokenizer
 
 ANSWER_SHARE = 4  # a truncated prompt leaves a quarter of the context for the answer
@@ -79,7 +79,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """The checkpoint's own tokenizer."""
     if checkpoint.kind == "gguf":
         return Tokenizer.from_gguf(checkpoint.metadata)
-    files = checkpoint.files
+    files = checkpoint.folder
     if "tokenizer.json" not in files:
         raise ModelError(
             f"{checkpoint.path} has no tokenizer.json",
@@ -94,13 +94,19 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def template_source(checkpoint: Checkpoint) -> str | None:
-    """The Jinja source of the checkpoint's chat template, if it has one."""
-    raise NotImplementedError
+    """The Jinja source of the checkpoint's chat template, or None.  Raises CheckpointError if it is unreadable."""
+    try:
+        if checkpoint.kind == "gguf":
+            return select_template(checkpoint.metadata.get("tokenizer.chat_template"))
+        return template_from_folder(checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent)
+    except ModelError:
+        return None
 
 
 def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
     bos = tokenizer.piece(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
-    return ChatTemplate(source, bos, "")
+    eos = tokenizer.piece(min(tokenizer.eos_ids)) if tokenizer.eos_ids else ""
+    return ChatTemplate(source, bos, eos)
 
 
 def _without_oldest(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:

@@ -1,0 +1,69 @@
+# `make` alone lists the verbs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp -type f 2>/dev/null)
+
+.PHONY: help run test check format bench parity golden fuzz mead asan docs clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	  f"Kvasir needs Python 3.11 or newer; {sys.executable} is {v.major}.{v.minor} (try make PYTHON=python3.12)" or 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python $(NATIVE)
+	@echo "building the extension (about a minute) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/compared: $(VENV)/tested
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	@touch $@
+
+run: $(VENV)/installed  ## make the environment, build, and have the built-in model answer
+	$(BIN)/kvasir run mead --verbose "Explain DNS in one sentence."
+
+test: $(VENV)/tested  ## make the environment and pass the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/tested  ## lint, formatting, types, stale docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/tested  ## format the Python files
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/tested  ## decode, prefill and start-up on this machine, with the limits beside them
+	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/prefill.py
+
+parity: $(VENV)/compared  ## compare with transformers live, and make the golden files anew (installs torch)
+	$(BIN)/python -m tests.parity.make
+
+golden: $(VENV)/tested  ## write the golden plans anew
+	$(BIN)/python -m tests.golden_plans
+
+fuzz: $(VENV)/tested  ## fuzz the checkpoint readers for ten minutes
+	$(BIN)/python -m tests.fuzz_checkpoints --seconds 600
+
+mead: $(VENV)/compared  ## train the built-in model and its draft again (two cores: some hours)
+	$(BIN)/python -m training.all
+
+asan: $(BIN)/python  ## build the extension with the address sanitizer and run the kernel tests on it
+	cpp/asan.sh
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f kvasir/*.so
