@@ -216,7 +216,7 @@ template <Format F, int T> inline void rows_by_panels(const Product& p, int64_t 
 }
 
 // Panels in chunks that stay in the second cache while all rows of a chunk of x, which stays there too, pass over them.
-template <Format F, int Most = 4> void product(const Product& p) {
+template <Format F, int Most = 8> void product(const Product& p) {
     const int64_t begin = p.o_begin / kPanel, end = (p.o_end + kPanel - 1) / kPanel;
     const int64_t panels_at_once = std::max<int64_t>(1, static_cast<int64_t>((128 << 10) / p.panel_bytes));
     const int64_t rows_at_once = std::max<int64_t>(16, static_cast<int64_t>((192 << 10) / p.x_stride) / 8 * 8);
