@@ -157,7 +157,7 @@ class Config:
     def int(self, key: Str, default: Int | _Required = REQUIRED) -> Int:
         """A whole number.  Where GGUF gives one a layer, and all are the same: that one."""
         value = self._take(key, default)
-        if isinstance(value, list) and value and all(v == value[0] for v in value):
+        if isinstance(value, list) and value and all(isinstance(v, int) and v == value[0] for v in value):
             value = value[0]
         return self._whole(key, value)
 
