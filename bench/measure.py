@@ -1,0 +1,125 @@
+"""What all benchmarks share: the machine and the commit in a line, medians with their spread, the limit beside.
+
+Progress goes to standard error.  Standard output is a table for people and, as its last line, one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = 5
+SWEEP_MB = 512  # read for the bandwidth: far beyond any cache
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several measurements of one thing."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+    def __str__(self) -> str:
+        return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
+
+
+def number(x: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}" if abs(x) >= 1 else f"{x:.3f}"
+
+
+def say(*words: object) -> None:
+    """Progress, for whoever waits."""
+    print(*words, file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """The machine, the commit and the kernels."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "python": platform.python_version(),
+        "isa": isa(),
+        "commit": commit(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def line(about: Mapping[str, Any]) -> str:
+    """The machine in one line.  A load near or over the number of cores means that the figures are too low."""
+    return (
+        f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, "
+        f"Python {about['python']}, kernels {about['isa']}, commit {about['commit']}, load before {about['load']}"
+    )
+
+
+def commit() -> str:
+    """The short hash, with "+" when files that git tracks differ from it; "unknown" outside a checkout."""
+    try:
+        words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def isa() -> str:
+    from kvasir.backends.cpu import kernels  # noqa: PLC0415 (start-up is timed without it)
+
+    return str(kernels().isa)
+
+
+def bandwidth(threads: int | None = None) -> float:
+    """Bytes a second that this machine reads from memory now."""
+    from kvasir.backends.cpu import kernels  # noqa: PLC0415
+
+    return float(kernels().bandwidth(SWEEP_MB, threads or os.cpu_count() or 1))
+
+
+def repeat(runs: int, once: Callable[[], float], what: str) -> Spread:
+    """`once` measured `runs` times, after one run that does not count."""
+    once()
+    values = []
+    for i in range(runs):
+        values.append(once())
+        say(f"  {what}: run {i + 1} of {runs}: {number(values[-1])}")
+    return Spread.of(values)
+
+
+def report(question: str, about: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table, in Markdown, and the same as a line of JSON."""
+    print(f"{question}\n{line(about)}\n")
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(_cell(row.get(c)) for c in columns) + " |")
+    plain = [{k: asdict(v) if isinstance(v, Spread) else v for k, v in row.items()} for row in rows]
+    print(json.dumps({"benchmark": question, "machine": dict(about), "rows": plain}))
+
+
+def _cell(item: object) -> str:
+    return number(item) if isinstance(item, float) else str(item) if item is not None else "-"
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
