@@ -1,0 +1,379 @@
+// The Python face of the extension: kvasir._cpu_avx2 or kvasir._cpu_portable. kvasir/backends/cpu.py is its one caller.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+
+#include "attend.h"
+#include "decode.h"
+#include "executor.h"
+#include "experts.h"
+#include "ops.h"
+#include "recurrent.h"
+#include "sample.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvasir {
+inline namespace KVASIR_ISA_NS {
+namespace {
+
+template <class T>
+using Flat = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Rows = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutFlat = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Fresh = nb::ndarray<nb::numpy, float>;
+using Vector = std::optional<Flat<float>>;
+
+Format format_named(const std::string& name) {
+    Format format;
+    if (!format_from_name(name.c_str(), format)) throw std::invalid_argument("no kernel for number format " + name);
+    return format;
+}
+
+// A numpy array that owns `floats`.
+Fresh give(std::vector<float>&& floats, std::initializer_list<size_t> shape) {
+    auto* held = new std::vector<float>(std::move(floats));
+    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+    return Fresh(held->data(), shape, owner);
+}
+
+Floats floats_of(const Vector& v) {
+    if (!v) return nullptr;
+    return std::make_shared<const std::vector<float>>(v->data(), v->data() + v->size());
+}
+
+int64_t row_width(Format format, const Rows<uint8_t>& raw, int64_t width) {
+    size_t bytes = raw_row_bytes(format, width);
+    if (!bytes || raw.shape(1) != bytes)
+        throw std::invalid_argument(std::string(format_name(format)) + " rows of " + std::to_string(width) + " do not have " +
+                                    std::to_string(raw.shape(1)) + " bytes");
+    return width;
+}
+
+// `count` matrices, one after another in `raw`, repacked by all threads of the pool.
+std::vector<Matrix> pack_stack(Pool& pool, const std::string& name, Rows<uint8_t> raw, int64_t width, int64_t count) {
+    Format format = format_named(name);
+    row_width(format, raw, width);
+    int64_t rows = static_cast<int64_t>(raw.shape(0)) / count;
+    if (rows * count != static_cast<int64_t>(raw.shape(0))) throw std::invalid_argument("the rows do not share out evenly");
+    int64_t panels = (rows + kPanel - 1) / kPanel;
+    size_t each = panel_bytes(format, width), row_bytes = raw.shape(1);
+    const uint8_t* from = raw.data();
+    nb::gil_scoped_release free;
+    auto data = zeros(static_cast<size_t>(panels * count) * each);
+    pool.split(panels * count, 8, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end;) {
+            int64_t m = i / panels, first = i % panels, last = std::min(panels, first + end - i);
+            pack_panels(format, from + static_cast<size_t>(m * rows) * row_bytes, rows, width, first, last,
+                        data.get() + static_cast<size_t>(m * panels) * each);
+            i += last - first;
+        }
+    });
+    std::vector<Matrix> all;
+    for (int64_t m = 0; m < count; m++)
+        all.push_back(view(format, rows, width, std::shared_ptr<const uint8_t>(data, data.get() + static_cast<size_t>(m * panels) * each)));
+    return all;
+}
+
+Matrix pack_alone(const std::string& name, Rows<uint8_t> raw, int64_t width) {
+    Format format = format_named(name);
+    return pack(format, raw.data(), static_cast<int64_t>(raw.shape(0)), row_width(format, raw, width));
+}
+
+Fresh linear_alone(const Matrix& w, Rows<float> x, int threads) {
+    auto T = static_cast<int64_t>(x.shape(0));
+    if (static_cast<int64_t>(x.shape(1)) != w.width) throw std::invalid_argument("x is not as wide as the matrix");
+    size_t stride = activation_bytes(w.activation(), w.width);
+    Buffer rows;
+    rows.reserve(static_cast<size_t>(T) * stride + 16);
+    for (int64_t t = 0; t < T; t++)
+        prepare(w.activation(), x.data() + t * w.width, w.width, rows.as<uint8_t>() + static_cast<size_t>(t) * stride);
+    std::vector<float> y(static_cast<size_t>(T * w.rows));
+    Pool pool(threads);
+    pool.split(w.panels(), 1, [&](int64_t begin, int64_t end, int) {
+        multiply(w, rows.as<uint8_t>(), stride, T, y.data(), w.rows, nullptr, begin * kPanel, std::min(end * kPanel, w.rows));
+    });
+    return give(std::move(y), {static_cast<size_t>(T), static_cast<size_t>(w.rows)});
+}
+
+Fresh prepared_alone(const Matrix& w, Rows<float> x) {
+    if (static_cast<int64_t>(x.shape(1)) != w.width) throw std::invalid_argument("x is not as wide as the matrix");
+    Buffer row;
+    row.reserve(activation_bytes(w.activation(), w.width));
+    std::vector<float> y(x.size());
+    for (size_t t = 0; t < x.shape(0); t++) {
+        prepare(w.activation(), x.data() + t * x.shape(1), w.width, row.as<uint8_t>());
+        unprepare(w.activation(), row.as<uint8_t>(), w.width, y.data() + t * x.shape(1));
+    }
+    return give(std::move(y), {x.shape(0), x.shape(1)});
+}
+
+Fresh decode_rows(const std::string& name, Rows<uint8_t> raw, int64_t width) {
+    Format format = format_named(name);
+    row_width(format, raw, width);
+    std::vector<float> y(raw.shape(0) * static_cast<size_t>(width));
+    for (size_t i = 0; i < raw.shape(0); i++)
+        decode(format, raw.data() + i * raw.shape(1), width, y.data() + i * static_cast<size_t>(width));
+    return give(std::move(y), {raw.shape(0), static_cast<size_t>(width)});
+}
+
+// Bytes a second that `threads` threads read from memory: the best of five sweeps over `megabytes`.
+double bandwidth(int64_t megabytes, int threads) {
+    constexpr int64_t kPiece = 1 << 16;
+    int64_t bytes = std::max<int64_t>(megabytes, 1) << 20;
+    std::shared_ptr<uint8_t> data = zeros(static_cast<size_t>(bytes));
+    std::memset(data.get(), 1, static_cast<size_t>(bytes));
+    Pool pool(threads);
+    std::atomic<int> sink{0};
+    double best = 0;
+    for (int sweep = 0; sweep < 5; sweep++) {
+        auto begin = std::chrono::steady_clock::now();
+        pool.split(bytes / kPiece, 16, [&](int64_t i, int64_t end, int) {
+            i8 total[4] = {};
+            for (const uint8_t *p = data.get() + i * kPiece, *stop = data.get() + end * kPiece; p < stop; p += 128)
+                for (int k = 0; k < 4; k++) {
+                    i8 v;
+                    std::memcpy(&v, p + 32 * k, sizeof v);
+                    total[k] |= v;
+                }
+            i8 any = (total[0] | total[1]) | (total[2] | total[3]);
+            sink.fetch_or(any[0] | any[7], std::memory_order_relaxed);
+        });
+        std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+        best = std::max(best, static_cast<double>(bytes) / took.count());
+    }
+    return best;
+}
+
+bool supports(const std::string& isa) {
+    if (isa == "portable") return true;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#endif
+    return false;
+}
+
+// An op that Python computes: `fn(inputs, out)` on views of the arena, with the GIL, on one thread.
+class PythonOp : public Op {
+   public:
+    PythonOp(nb::callable fn, std::vector<Value> inputs, Value out) : fn_(std::move(fn)), inputs_(std::move(inputs)), out_(out) {}
+    Work work(const Step&, int) const override { return {1, 0}; }
+    void run(const Step& s, int, int64_t, int64_t, int) override {
+        nb::gil_scoped_acquire hold;
+        nb::list given;
+        for (const Value& v : inputs_) given.append(look(s, v));
+        fn_(given, look(s, out_));
+    }
+    static nb::object look(const Step& s, const Value& v) {
+        size_t shape[2] = {static_cast<size_t>(s.count(v)), static_cast<size_t>(v.width)};
+        int64_t strides[2] = {v.stride, 1};
+        return nb::cast(Fresh(s.at(v, 0), 2, shape, nb::none(), strides), nb::rv_policy::reference);
+    }
+
+   private:
+    nb::callable fn_;
+    std::vector<Value> inputs_;
+    Value out_;
+};
+
+// A Program as it is built, op by op, in plan order. Each method returns the index of the op it added last.
+class Builder {
+   public:
+    Builder(std::shared_ptr<Pool> pool, std::vector<int64_t> widths, int output_rows, std::vector<int64_t> limits)
+        : pool_(pool), program_(pool, std::move(widths), output_rows,
+                   Limits{limits.at(0), limits.at(1), limits.at(2), limits.at(3), limits.at(4) != 0, limits.at(5) != 0, limits.at(6)}) {}
+
+    Builder(const Builder&) = delete;
+
+    int put(std::unique_ptr<Op> op) {
+        program_.add(std::move(op));
+        return static_cast<int>(program_.size()) - 1;
+    }
+
+    int embed(const std::string& format, Rows<uint8_t> raw, int64_t width, bool by_position, Value out) {
+        Format f = format_named(format);
+        row_width(f, raw, width);
+        auto keep = std::make_shared<Rows<uint8_t>>(raw);
+        return put(kvasir::embed(Table{f, raw.data(), keep, raw.shape(1), width}, by_position, out));
+    }
+
+    int rope(Value x, std::vector<double> frequencies, double magnitude, int heads, Value out) {
+        auto& known = turns_[{frequencies, magnitude}];
+        if (!known) {
+            known = std::make_shared<Turn>(Turn{frequencies, magnitude, {}});
+            put(turn(known, Value{-1, 0, 0, 0, 0, 0}));
+        }
+        return put(kvasir::rope(x, known, heads, out));
+    }
+
+    // `slot` names the buffer for the prepared x; it is free again after the last product that reads x.
+    int linear(Value x, const Matrix& w, Vector bias, int slot, Value out) {
+        auto& known = prepared_[{x.id, w.activation()}];
+        if (!known) {
+            auto& buffer = buffers_[{slot, w.activation()}];
+            if (!buffer) buffer = std::make_shared<Buffer>();
+            known = std::make_shared<Prepared>(Prepared{x, w.activation(), buffer});
+            put(prepare_rows(known));
+        }
+        return put(kvasir::linear(known, w, floats_of(bias), out));
+    }
+
+    std::string fault(const Batch& b) const { return program_.fault(b); }
+
+    void step(const Batch& b, float* output, const std::optional<nb::callable>& seen) {
+        std::function<void(const Step&, int)> tell;
+        if (seen)
+            tell = [this, &seen](const Step& s, int i) {
+                nb::gil_scoped_acquire hold;
+                now_ = &s;
+                (*seen)(i);
+            };
+        nb::gil_scoped_release free;
+        program_.step(b, output, tell);
+    }
+
+    // A value as it is now: only inside `seen`.
+    nb::object value(const Value& v) const {
+        if (!now_) throw std::invalid_argument("no step is running");
+        return PythonOp::look(*now_, v);
+    }
+
+    Program& program() { return program_; }
+    Pool& pool() { return *pool_; }
+
+   private:
+    std::shared_ptr<Pool> pool_;
+    Program program_;
+    std::map<std::pair<std::vector<double>, double>, std::shared_ptr<Turn>> turns_;
+    std::map<std::pair<int, Activation>, std::shared_ptr<Prepared>> prepared_;
+    std::map<std::pair<int, Activation>, std::shared_ptr<Buffer>> buffers_;
+    const Step* now_ = nullptr;
+};
+
+Batch batch_of(Flat<int32_t> tokens, Flat<int32_t> positions, Flat<int32_t> starts, Rows<int32_t> blocks, Flat<int32_t> slots,
+               Flat<int32_t> logit_rows) {
+    auto size = [](const auto& a) { return static_cast<int64_t>(a.size()); };
+    Batch b{tokens.data(), positions.data(), starts.data(), blocks.data(), slots.data(), logit_rows.data(),
+            size(tokens), size(starts) - 1, static_cast<int64_t>(blocks.shape(1)), size(logit_rows)};
+    if (size(positions) != b.T || size(slots) != b.N || static_cast<int64_t>(blocks.shape(0)) != b.N)
+        throw std::invalid_argument("the arrays of the batch do not fit together");
+    return b;
+}
+
+void bind_program(nb::module_& m) {
+    nb::class_<Builder>(m, "Program")
+        .def(nb::init<std::shared_ptr<Pool>, std::vector<int64_t>, int, std::vector<int64_t>>(), "pool"_a, "widths"_a,
+             "output_rows"_a, "limits"_a)
+        .def("embed", &Builder::embed)
+        .def("rope", &Builder::rope)
+        .def("linear", &Builder::linear, "x"_a, "matrix"_a, "bias"_a.none(), "slot"_a, "out"_a)
+        .def("take", [](Builder& b, Value x, Value out) { return b.put(take(x, out)); })
+        .def("pool", [](Builder& b, Value x, const std::string& how, Value out) { return b.put(pool_rows(x, how, out)); })
+        .def("add", [](Builder& b, Value x, Value y, Value out) { return b.put(add(x, y, out)); })
+        .def("mul", [](Builder& b, Value x, Value y, Value out) { return b.put(mul(x, y, out)); })
+        .def("scale", [](Builder& b, Value x, float by, Value out) { return b.put(scale(x, by, out)); })
+        .def("softcap", [](Builder& b, Value x, float cap, Value out) { return b.put(softcap(x, cap, out)); })
+        .def("act", [](Builder& b, Value x, const std::string& fn, Value out) { return b.put(act(x, activated_from_name(fn), out)); })
+        .def("glu", [](Builder& b, Value gate, Value up, const std::string& fn, float limit, Value out) {
+            return b.put(glu(gate, up, activated_from_name(fn), limit, out));
+        })
+        .def("cat", [](Builder& b, std::vector<Value> xs, Value out) { return b.put(cat(std::move(xs), out)); })
+        .def("norm", [](Builder& b, Value x, Vector w, Vector bias, float eps, int heads, bool center, Value out) {
+            return b.put(norm(x, floats_of(w), floats_of(bias), eps, heads, center, out));
+        }, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a, "heads"_a, "center"_a, "out"_a)
+        .def("l2norm", [](Builder& b, Value x, float eps, int heads, Value out) { return b.put(l2norm(x, eps, heads, out)); })
+        .def("attend", [](Builder& b, Value q, Value k, Value v, std::shared_ptr<Cache> cache, std::tuple<int, int> heads, float scale,
+                          int window, bool causal, float cap, Vector sinks, Value out) {
+            AttendShape shape{std::get<0>(heads), std::get<1>(heads), scale, window, causal, cap};
+            return b.put(attend(q, k, v, std::move(cache), shape, floats_of(sinks), out, b.pool().threads()));
+        }, "q"_a, "k"_a, "v"_a, "cache"_a.none(), "heads"_a, "scale"_a, "window"_a, "causal"_a, "softcap"_a, "sinks"_a.none(), "out"_a)
+        .def("conv", [](Builder& b, Value x, Flat<float> w, int taps, std::shared_ptr<Slots> past, Value out) {
+            return b.put(conv(x, floats_of(w), taps, std::move(past), out));
+        })
+        .def("decay", [](Builder& b, Value x, Flat<float> a, Flat<float> bias, Value out) {
+            return b.put(decay(x, floats_of(a), floats_of(bias), out));
+        })
+        .def("delta", [](Builder& b, Value q, Value k, Value v, Value g, Value beta, std::shared_ptr<Slots> memory, int k_heads,
+                         int v_heads, Value out) {
+            return b.put(delta({q, k, v, g, beta}, std::move(memory), k_heads, v_heads, out));
+        })
+        .def("experts", [](Builder& b, Value x, Value scores, std::vector<Matrix> gate, std::vector<Matrix> up,
+                           std::vector<Matrix> down, Vector gate_bias, Vector up_bias, Vector down_bias, int k,
+                           const std::string& route, const std::string& fn, float limit, Value out) {
+            ExpertsShape shape{k, route_from_name(route), activated_from_name(fn), limit};
+            return b.put(experts(x, scores, {std::move(gate), std::move(up), std::move(down)},
+                                 {floats_of(gate_bias), floats_of(up_bias), floats_of(down_bias)}, shape, out));
+        }, "x"_a, "scores"_a, "gate"_a, "up"_a, "down"_a, "gate_bias"_a.none(), "up_bias"_a.none(), "down_bias"_a.none(), "k"_a,
+           "route"_a, "fn"_a, "limit"_a, "out"_a)
+        .def("reference", [](Builder& b, nb::callable fn, std::vector<Value> inputs, Value out) {
+            return b.put(std::make_unique<PythonOp>(std::move(fn), std::move(inputs), out));
+        })
+        .def("fault", [](const Builder& b, Flat<int32_t> tokens, Flat<int32_t> positions, Flat<int32_t> starts, Rows<int32_t> blocks,
+                         Flat<int32_t> slots, Flat<int32_t> logit_rows) {
+            return b.fault(batch_of(tokens, positions, starts, blocks, slots, logit_rows));
+        })
+        .def("step", [](Builder& b, Flat<int32_t> tokens, Flat<int32_t> positions, Flat<int32_t> starts, Rows<int32_t> blocks,
+                        Flat<int32_t> slots, Flat<int32_t> logit_rows, OutRows output, std::optional<nb::callable> seen) {
+            b.step(batch_of(tokens, positions, starts, blocks, slots, logit_rows), output.data(), seen);
+        }, "tokens"_a, "positions"_a, "starts"_a, "blocks"_a, "slots"_a, "logit_rows"_a, "output"_a, "seen"_a.none() = nb::none())
+        .def("value", &Builder::value)
+        .def_prop_rw("poison", [](Builder& b) { return b.program().poison; }, [](Builder& b, bool on) { b.program().poison = on; });
+}
+
+}  // namespace
+}  // namespace KVASIR_ISA_NS
+}  // namespace kvasir
+
+#define KVASIR_TEXT_(x) #x
+#define KVASIR_TEXT(x) KVASIR_TEXT_(x)
+
+NB_MODULE(KVASIR_MODULE, m) {
+    using namespace kvasir;
+    nb::set_leak_warnings(false);
+    m.attr("isa") = KVASIR_TEXT(KVASIR_ISA_NS);
+    m.def("supports", &supports, "isa"_a);
+    nb::class_<Pool>(m, "Pool")
+        .def(nb::init<int>(), "threads"_a)
+        .def_prop_ro("threads", &Pool::threads)
+        .def("resize", &Pool::resize, nb::call_guard<nb::gil_scoped_release>());
+    nb::class_<Value>(m, "Value")
+        .def("__init__", [](Value* v, int id, int base, int64_t offset, int64_t column, int64_t stride, int64_t width) {
+            new (v) Value{id, base, offset, column, stride, width};
+        });
+    nb::class_<Matrix>(m, "Matrix")
+        .def_prop_ro("format", [](const Matrix& w) { return format_name(w.format); })
+        .def_prop_ro("shape", [](const Matrix& w) { return nb::make_tuple(w.rows, w.width); })
+        .def_prop_ro("n_bytes", &Matrix::bytes);
+    nb::class_<Cache>(m, "Cache").def("__init__", [](Cache* c, bool half, int kv_heads, int64_t k_width, int64_t v_width, int64_t n_blocks) {
+        new (c) Cache(half, kv_heads, k_width, v_width);
+        c->reserve(n_blocks);
+    });
+    nb::class_<Slots>(m, "Slots").def(nb::init<int64_t, int64_t>(), "n_slots"_a, "width"_a);
+    bind_program(m);
+    m.def("pack", &pack_alone, "format"_a, "raw"_a, "width"_a);
+    m.def("pack_stack", &pack_stack, "pool"_a, "format"_a, "raw"_a, "width"_a, "count"_a);
+    m.def("linear", &linear_alone, "matrix"_a, "x"_a, "threads"_a = 1);
+    m.def("prepared", &prepared_alone, "matrix"_a, "x"_a);
+    m.def("decode", &decode_rows, "format"_a, "raw"_a, "width"_a);
+    m.def("bandwidth", &bandwidth, "megabytes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("sample", [](Flat<float> logits, double temperature, int top_k, double top_p, double min_p, double typical_p, double uniform) {
+        return sample(logits.data(), static_cast<int64_t>(logits.size()), {temperature, top_k, top_p, min_p, typical_p}, uniform);
+    }, "logits"_a, "temperature"_a, "top_k"_a = 0, "top_p"_a = 1.0, "min_p"_a = 0.0, "typical_p"_a = 1.0, "uniform"_a = 0.0);
+    m.def("penalize", [](OutFlat logits, Flat<int32_t> recent, double repetition, double presence, double frequency) {
+        penalize(logits.data(), static_cast<int64_t>(logits.size()), recent.data(), static_cast<int64_t>(recent.size()), repetition, presence, frequency);
+    }, "logits"_a, "recent"_a, "repetition"_a = 1.0, "presence"_a = 0.0, "frequency"_a = 0.0);
+}

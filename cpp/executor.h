@@ -1,0 +1,134 @@
+// A compiled plan: ops in order over an arena of values, run as one step by all threads of a pool.
+//
+// An op is one or more phases; a phase is a number of tasks that any thread may take in any order, so a task's result may
+// depend on nothing but its index and the batch. Between phases all threads meet. Phases too small to be worth a meeting
+// are run by whichever thread came last to the one before.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pool.h"
+
+#ifndef KVASIR_ISA_NS
+#error "KVASIR_ISA_NS names this build: avx2 or portable"
+#endif
+
+namespace kvasir {
+inline namespace KVASIR_ISA_NS {
+
+constexpr int kBlock = 16;    // tokens a cache block, as in kvasir/backends/base.py
+constexpr int kTileRows = 4;  // rows of one sequence that attend together
+constexpr int kBases = 4;     // where values live: rows T, rows R, rows N, and the caller's output
+
+// A matrix in the arena: row r begins at base + offset * rows + r * stride + column (floats).
+struct Value {
+    int id = -1;
+    int base = 0;
+    int64_t offset = 0, column = 0, stride = 0, width = 0;
+};
+
+// What the engine hands down: kvasir/backends/base.py. Pointers are the caller's for the length of the step.
+struct Batch {
+    const int32_t *tokens, *positions, *starts, *blocks, *slots, *logit_rows;
+    int64_t T, N, B, R;
+};
+
+struct Tile {
+    int32_t sequence, begin, end;  // rows [begin, end) of one sequence, at most kTileRows
+};
+
+// A batch with what ops derive from it, and where the values of this step lie.
+struct Step : Batch {
+    std::vector<int32_t> sequence;      // [T]    the sequence of a row
+    std::vector<Tile> tiles;            // rows in groups that attend together
+    std::vector<int32_t> fresh_blocks;  // [N+1]  first block of a sequence in a cache that lives for this step
+    float* arena[kBases] = {};
+    int64_t rows[kBases] = {};
+    int threads = 1;
+
+    float* at(const Value& v, int64_t row) const {
+        return arena[v.base] + v.offset * rows[v.base] + row * v.stride + v.column;
+    }
+    int64_t count(const Value& v) const { return rows[v.base]; }
+    bool begins(int64_t n) const { return positions[starts[n]] == 0; }
+};
+
+// `ns` is what one task costs on one thread, roughly: it decides how tasks are grouped, never what they give.
+struct Work {
+    int64_t tasks;
+    double ns;
+};
+
+class Op {
+   public:
+    virtual ~Op() = default;
+    virtual int phases() const { return 1; }
+    virtual void begin(const Step&) {}  // before the step, on one thread: room for scratch
+    virtual Work work(const Step& s, int phase) const = 0;
+    virtual void run(const Step& s, int phase, int64_t begin, int64_t end, int thread) = 0;
+};
+
+// Memory that grows and is 64-byte aligned. Growing forgets what was there.
+class Buffer {
+   public:
+    void reserve(size_t bytes);
+    template <class T>
+    T* as() const {
+        return reinterpret_cast<T*>(data_.get());
+    }
+    size_t bytes() const { return bytes_; }
+
+   private:
+    std::shared_ptr<uint8_t> data_;
+    size_t bytes_ = 0;
+};
+
+// `bytes` zeros, 64-byte aligned; pages are not touched before they are used.
+std::shared_ptr<uint8_t> zeros(size_t bytes);
+
+struct Limits {
+    int64_t n_blocks, n_slots, vocab, context;  // vocab, context: rows of the tables that tokens and positions index; 0: none
+    bool paged, slots;                          // whether the plan has such states
+    int64_t window;                             // rows further back are never read; 0: all are
+};
+
+class Program {
+   public:
+    Program(std::shared_ptr<Pool> pool, std::vector<int64_t> widths, int output_rows, Limits limits);
+
+    Program(const Program&) = delete;
+    Program& operator=(const Program&) = delete;
+
+    void add(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
+    size_t size() const { return ops_.size(); }
+
+    // What is wrong with a batch, or "".
+    std::string fault(const Batch& b) const;
+
+    // Runs the list. `output` holds [rows of output_rows, width]. `seen(i)` is called after op i with all threads at rest,
+    // if given. Rethrows what an op threw.
+    void step(const Batch& b, float* output, const std::function<void(const Step&, int)>& seen = {});
+
+    bool poison = false;  // fill the arena with NaN before each step: an op that reads what nobody wrote shows
+
+    Pool& pool() { return *pool_; }
+
+   private:
+    void prepare(const Batch& b, float* output);
+
+    std::shared_ptr<Pool> pool_;
+    std::vector<int64_t> widths_;  // floats a row in the arenas of T, R and N
+    int output_rows_;
+    Limits limits_;
+    std::vector<std::unique_ptr<Op>> ops_;
+    Buffer arena_[3];
+    Step now_;
+};
+
+}  // namespace KVASIR_ISA_NS
+}  // namespace kvasir

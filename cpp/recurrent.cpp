@@ -1,0 +1,153 @@
+#include "recurrent.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace kvasir {
+inline namespace KVASIR_ISA_NS {
+
+namespace {
+
+constexpr int64_t kColumns = 64;  // of a convolution, a task
+constexpr int kVectors = 4;       // of a value head, a task: 32 columns of memory, 16 KB at k_dim 128
+
+class ConvOp : public Op {
+   public:
+    ConvOp(Value x, Floats weight, int taps, std::shared_ptr<Slots> past, Value out)
+        : x_(x), out_(out), taps_(taps), past_(std::move(past)), turned_(weight->size()) {
+        for (int64_t c = 0; c < x.width; c++)
+            for (int i = 0; i < taps; i++)
+                turned_[static_cast<size_t>(i * x.width + c)] = (*weight)[static_cast<size_t>(c * taps + i)];
+    }
+
+    Work work(const Step& s, int) const override {
+        return {s.N * pieces(), 30 + 0.1 * static_cast<double>(taps_ * kColumns * s.T) / static_cast<double>(s.N)};
+    }
+
+    void run(const Step& s, int, int64_t begin, int64_t end, int) override {
+        for (int64_t i = begin; i < end; i++) {
+            int64_t n = i / pieces(), from = i % pieces() * kColumns, to = std::min(from + kColumns, x_.width);
+            float* past = past_->at(s.slots[n]);
+            if (s.begins(n))
+                for (int j = 0; j + 1 < taps_; j++) std::fill(past + j * x_.width + from, past + j * x_.width + to, 0.0f);
+            for (int64_t c = from; c < to; c += 8) walk(s, n, past, c, std::min<int64_t>(8, to - c));
+        }
+    }
+
+   private:
+    int64_t pieces() const { return (x_.width + kColumns - 1) / kColumns; }
+
+    void walk(const Step& s, int64_t n, float* past, int64_t c, int64_t width) const {
+        const int64_t first = s.starts[n], rows = s.starts[n + 1] - first, kept = taps_ - 1;
+        auto get = [width](const float* p) { return width == 8 ? load(p) : load_some(p, width); };
+        auto seen = [&](int64_t j) { return get(j < kept ? past + j * x_.width + c : s.at(x_, first + j - kept) + c); };
+        for (int64_t t = 0; t < rows; t++) {
+            f8 y = all(0);
+            for (int64_t i = 0; i < taps_; i++) y = fma(seen(t + i), get(turned_.data() + i * x_.width + c), y);
+            store_some(s.at(out_, first + t) + c, y, width);
+        }
+        for (int64_t j = 0; j < kept; j++) store_some(past + j * x_.width + c, seen(rows + j), width);
+    }
+
+    Value x_, out_;
+    int64_t taps_;
+    std::shared_ptr<Slots> past_;
+    std::vector<float> turned_;  // [taps, D]
+};
+
+class DeltaOp : public Op {
+   public:
+    DeltaOp(DeltaInputs in, std::shared_ptr<Slots> memory, int k_heads, int v_heads, Value out)
+        : in_(in), memory_(std::move(memory)), v_heads_(v_heads), k_heads_(k_heads), k_dim_(in.k.width / k_heads),
+          v_dim_(in.v.width / v_heads), stride_((v_dim_ + 7) / 8 * 8), out_(out),
+          by_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(k_dim_)))) {}
+
+    Work work(const Step& s, int) const override {
+        double rows = static_cast<double>(s.T) / static_cast<double>(s.N);
+        return {s.N * v_heads_ * pieces(), 30 + rows * static_cast<double>(k_dim_) * kVectors * 1.5};
+    }
+
+    void run(const Step& s, int, int64_t begin, int64_t end, int) override {
+        for (int64_t i = begin; i < end; i++) {
+            int64_t n = i / (v_heads_ * pieces()), h = i / pieces() % v_heads_, c = i % pieces() * kVectors * 8;
+            switch (std::min<int64_t>(kVectors, (stride_ - c) / 8)) {
+                case 1: walk<1>(s, n, h, c); break;
+                case 2: walk<2>(s, n, h, c); break;
+                case 3: walk<3>(s, n, h, c); break;
+                default: walk<4>(s, n, h, c); break;
+            }
+        }
+    }
+
+   private:
+    int64_t pieces() const { return (stride_ + kVectors * 8 - 1) / (kVectors * 8); }
+
+    template <int C>
+    void walk(const Step& s, int64_t n, int64_t h, int64_t c) const {
+        float* memory = memory_->at(s.slots[n]) + h * k_dim_ * stride_ + c;
+        if (s.begins(n))
+            for (int64_t i = 0; i < k_dim_; i++) std::fill(memory + i * stride_, memory + i * stride_ + C * 8, 0.0f);
+        for (int64_t t = s.starts[n]; t < s.starts[n + 1]; t++) {
+            const float *q = s.at(in_.q, t) + h % k_heads_ * k_dim_, *k = s.at(in_.k, t) + h % k_heads_ * k_dim_;
+            const float* v = s.at(in_.v, t) + h * v_dim_ + c;
+            float keep = exp_one(s.at(in_.decay, t)[h]), beta = s.at(in_.beta, t)[h];
+            f8 known[C], y[C], change[C];
+            for (int j = 0; j < C; j++) known[j] = y[j] = all(0);
+            for (int64_t i = 0; i < k_dim_; i++)
+                for (int j = 0; j < C; j++) {
+                    f8 m = load(memory + i * stride_ + j * 8) * keep;
+                    store(memory + i * stride_ + j * 8, m);
+                    known[j] = fma(m, all(k[i]), known[j]);
+                }
+            for (int j = 0; j < C; j++) change[j] = beta * (part(v, c, j) - known[j]);
+            for (int64_t i = 0; i < k_dim_; i++)
+                for (int j = 0; j < C; j++) {
+                    f8 m = fma(change[j], all(k[i]), load(memory + i * stride_ + j * 8));
+                    store(memory + i * stride_ + j * 8, m);
+                    y[j] = fma(m, all(q[i]), y[j]);
+                }
+            float* to = s.at(out_, t) + h * v_dim_ + c;
+            for (int j = 0; j < C; j++) store_some(to + j * 8, y[j] * by_, std::min<int64_t>(8, v_dim_ - c - j * 8));
+        }
+    }
+
+    f8 part(const float* v, int64_t c, int j) const {
+        int64_t left = v_dim_ - c - j * 8;
+        return left >= 8 ? load(v + j * 8) : load_some(v + j * 8, left);
+    }
+
+    DeltaInputs in_;
+    std::shared_ptr<Slots> memory_;
+    int64_t v_heads_, k_heads_, k_dim_, v_dim_, stride_;
+    Value out_;
+    float by_;
+};
+
+}  // namespace
+
+std::unique_ptr<Op> conv(Value x, Floats weight, int taps, std::shared_ptr<Slots> past, Value out) {
+    return std::make_unique<ConvOp>(x, std::move(weight), taps, std::move(past), out);
+}
+
+std::unique_ptr<Op> delta(DeltaInputs in, std::shared_ptr<Slots> memory, int k_heads, int v_heads, Value out) {
+    return std::make_unique<DeltaOp>(in, std::move(memory), k_heads, v_heads, out);
+}
+
+// Few values, and log1p has no vector form here: the C library, in double.
+std::unique_ptr<Op> decay(Value x, Floats a, Floats bias, Value out) {
+    auto f = [=](const Step& s, int64_t t) {
+        const float* in = s.at(x, t);
+        float* y = s.at(out, t);
+        for (int64_t i = 0; i < out.width; i++) {
+            auto at = static_cast<size_t>(i);
+            double z = static_cast<double>(in[i] + (*bias)[at]);
+            double softplus = std::max(z, 0.0) + std::log1p(std::exp(-std::fabs(z)));
+            y[i] = static_cast<float>(-std::exp(static_cast<double>((*a)[at])) * softplus);
+        }
+    };
+    return std::make_unique<RowOp<decltype(f)>>(out, 60.0 * static_cast<double>(out.width), f);
+}
+
+}  // namespace KVASIR_ISA_NS
+}  // namespace kvasir

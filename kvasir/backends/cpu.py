@@ -1,0 +1,157 @@
+"""The CPU backend: plans compiled for the C++ extension, which runs a step in one call without the GIL."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from kvasir.backends.base import Batch, Floats, Memory
+from kvasir.backends.cpu_compile import Compiled, build
+from kvasir.backends.cpu_threads import cores
+from kvasir.checkpoint.tensor import Tensor
+from kvasir.errors import Bug, CapacityError, UsageError
+from kvasir.plan import Op, Plan, ops
+from kvasir.sampling import SamplingParams
+from kvasir.settings import read_settings
+
+log = logging.getLogger("kvasir.cpu")
+
+BUILDS = ("avx2", "portable")  # best first; CMakeLists.txt makes them
+
+
+@cache
+def load(isa: str) -> Any:
+    """The extension module built for `isa`: one of BUILDS, or "auto" for the best this CPU runs.
+
+    Raises UsageError for a build that this CPU or this installation lacks.
+    """
+    try:
+        portable = importlib.import_module("kvasir._cpu_portable")
+    except ImportError as error:
+        raise UsageError(f"the CPU kernels are not built: {error}", hint="run `pip install -e .`") from None
+    usable = [name for name in BUILDS if portable.supports(name) and _is_built(name)]
+    if isa == "auto":
+        isa = usable[0]
+    if isa not in usable:
+        raise UsageError(f"KVASIR_ISA={isa}: this machine runs {', '.join(usable)}")
+    return importlib.import_module(f"kvasir._cpu_{isa}")
+
+
+def _is_built(name: str) -> bool:
+    return importlib.util.find_spec(f"kvasir._cpu_{name}") is not None
+
+
+def kernels() -> Any:
+    """The extension module that KVASIR_ISA asks for: `pack`, `linear`, `prepared`, `decode`, `sample`, ..."""
+    return load(read_settings().isa)
+
+
+class CpuBackend:
+    """Runs plans on this machine's cores.  Programs of one backend share its threads.
+
+    `threads`: at most one a physical core (KVASIR_THREADS, else all); `oversubscribe`: more (tests).
+    `as_reference`: kinds of ops to run as their reference although they have kernels.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self, threads: int | None = None, isa: str | None = None, *, oversubscribe: bool = False,
+        as_reference: Collection[type[Op]] = (),
+    ) -> None:  # fmt: skip
+        settings = read_settings()
+        self.kernels = load(isa or settings.isa)
+        self.most = 1 << 10 if oversubscribe else cores()
+        self.as_reference = frozenset(as_reference)
+        wanted = threads or settings.threads or cores()
+        self.pool = self.kernels.Pool(threads=max(1, min(wanted, self.most)))
+
+    def compile(self, plan: Plan, weights: Mapping[str, Tensor], memory: Memory) -> CpuProgram:
+        """The plan ready to run: weights repacked, memory reserved.  Raises CapacityError."""
+        try:
+            compiled = build(self.kernels, self.pool, plan, weights, memory, self.as_reference)
+        except MemoryError:
+            raise CapacityError(
+                f"no memory for {plan.name} with {memory.n_blocks} cache blocks",
+                hint="ask for a smaller KV cache (KVASIR_CACHE_GB) or a smaller model",
+            ) from None
+        if compiled.referenced:
+            log.warning("no kernel, runs as its reference: %s", ", ".join(sorted(compiled.referenced)))
+        return CpuProgram(plan, memory, self, compiled)
+
+
+@dataclass
+class CpuProgram:
+    """A compiled plan.  Mutable: holds the KV cache and the recurrent states.  One caller at a time."""
+
+    plan: Plan
+    memory: Memory
+    backend: CpuBackend
+    compiled: Compiled = field(repr=False)
+
+    def step(self, batch: Batch) -> Floats:
+        """The plan's output for this batch: logits [R, V] or an embedding a sequence [N, D].  Raises Bug."""
+        return self._step(batch, None)
+
+    def values(self, batch: Batch) -> Iterator[tuple[Op, Floats]]:
+        """One step, and then each op with a copy of what it wrote, in order."""
+        found: dict[int, Floats] = {}
+        native, places = self.compiled.native, self.compiled.values
+        waiting = {at: i for i, at in self.compiled.emitted.items()}
+
+        def seen(at: int) -> None:
+            if at in waiting:
+                op = self.plan.ops[waiting[at]]
+                found[op.out.id] = np.array(native.value(places[op.out.id]))
+
+        self._step(batch, seen)
+        for op in self.plan.ops:
+            if op.out.id not in found:
+                assert isinstance(op, ops.Columns), f"{op.kind} was not run"
+                found[op.out.id] = found[op.x.id][:, op.start : op.stop]
+            yield op, found[op.out.id]
+
+    def _step(self, batch: Batch, seen: Any) -> Floats:
+        b = batch
+        given = (b.tokens, b.positions, b.starts, b.blocks, b.slots, b.logit_rows)
+        arrays = tuple(np.ascontiguousarray(a, np.int32) for a in given)
+        try:
+            fault = self.compiled.native.fault(*arrays)
+        except (TypeError, ValueError) as error:
+            fault = str(error)
+        if fault:
+            raise Bug(f"a batch for {self.plan.name} breaks its law: {fault}")
+        assert self.plan.output is not None
+        n_rows = {"T": len(arrays[0]), "R": len(arrays[5]), "N": len(arrays[2]) - 1}[self.plan.output.rows]
+        output = np.empty((n_rows, self.plan.output.width), np.float32)
+        self.compiled.seat.batch = batch
+        self.compiled.native.step(*arrays, output, seen)
+        return output
+
+    def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
+        """The next token for logits [V] (changed in place).  Raises Bug when no logit is above -inf."""
+        native, p = self.backend.kernels, params
+        penalties = (p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
+        if len(recent) and penalties != (1, 0, 0):
+            native.penalize(logits, np.asarray(recent, np.int32), *penalties)
+        try:
+            return int(native.sample(logits, p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p, drawn))
+        except ValueError as error:
+            raise Bug(f"{self.plan.name} gave no usable logits: {error}") from None
+
+    def poison(self, on: bool = True) -> None:
+        """Fills the arena with NaN before each step, so that an op that reads what nobody wrote shows."""
+        self.compiled.native.poison = on
+
+    def set_threads(self, n: int) -> None:
+        """Threads of all programs of this backend from now on, at most one a core.  Results do not change."""
+        self.backend.pool.resize(max(1, min(n, self.backend.most)))
+
+    def referenced(self) -> frozenset[str]:
+        return self.compiled.referenced

@@ -1,0 +1,228 @@
+"""Hands a plan to the C++ extension, op by op: weights repacked, states reserved, values placed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kvasir.backends import reference
+from kvasir.backends.base import BLOCK, Batch, Floats, Memory
+from kvasir.checkpoint.tensor import Tensor
+from kvasir.plan import Op, Plan, State, Value, Weight, ops
+from kvasir.plan.passes import Layout, layout, slots
+
+LANES = 8  # floats a vector: the width of a delta memory's rows is rounded up to it
+
+
+@dataclass
+class Seat:
+    """Where the ops that run as their reference find the batch of this step.  Mutable."""
+
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What `build` made.  `emitted`: number of a plan's op -> number of the native op that completes it."""
+
+    native: Any
+    values: Mapping[int, Any]
+    emitted: Mapping[int, int]
+    referenced: frozenset[str]
+    seat: Seat
+
+
+@dataclass
+class Emitter:
+    """What the functions below share while a plan is handed over.  Mutable."""
+
+    kernels: Any
+    pool: Any
+    plan: Plan
+    weights: Mapping[str, Tensor]
+    memory: Memory
+    native: Any
+    values: dict[int, Any]
+    slots: dict[int, int]
+    states: dict[str, Any] = field(default_factory=dict)
+    seat: Seat = field(default_factory=Seat)
+
+    def at(self, v: Value) -> Any:
+        return self.values[v.id]
+
+    def floats(self, w: Weight | None) -> Floats | None:
+        """A small weight as one flat float32 array of its own, or None."""
+        return None if w is None else np.array(self.weights[w.name].floats(), np.float32).ravel()
+
+    def matrices(self, w: Weight, count: int = 1) -> list[Any]:
+        """The weight repacked for its kernel, by all threads; `count` matrices of a stack of experts."""
+        t = self.weights[w.name]
+        return list(
+            self.kernels.pack_stack(self.pool, t.format.name, np.ascontiguousarray(t.raw), w.shape[-1], count)
+        )
+
+    def slot_state(self, s: State, width: int) -> Any:
+        if s.name not in self.states:
+            self.states[s.name] = self.kernels.Slots(n_slots=self.memory.n_slots, width=width)
+        return self.states[s.name]
+
+
+def build(
+    kernels: Any, pool: Any, plan: Plan, weights: Mapping[str, Tensor], memory: Memory,
+    as_reference: frozenset[type[Op]],
+) -> Compiled:  # fmt: skip
+    """The plan as a native program.  Ops not in EMIT, and `as_reference`, run as their reference."""
+    placed = layout(plan)
+    native = kernels.Program(
+        pool=pool, widths=list(placed.widths), output_rows=_output_rows(plan), limits=_limits(plan, memory)
+    )
+    e = Emitter(kernels, pool, plan, weights, memory, native, _values(kernels, placed), slots(plan))
+    emitted, referenced = {}, set()
+    for i, op in enumerate(plan.ops):
+        if isinstance(op, ops.Columns) and plan.output != op.out:
+            continue
+        emit = EMIT.get(type(op))
+        if emit is None or type(op) in as_reference:
+            referenced.add(op.kind)
+            emit = by_reference
+        emitted[i] = emit(e, op)
+    return Compiled(native, e.values, emitted, frozenset(referenced), e.seat)
+
+
+def _values(kernels: Any, placed: Layout) -> dict[int, Any]:
+    return {
+        id: kernels.Value(id, p.base, p.offset, p.column, p.stride, p.width)
+        for id, p in placed.places.items()
+    }
+
+
+def _output_rows(plan: Plan) -> int:
+    assert plan.output is not None
+    return ("T", "R", "N").index(plan.output.rows)
+
+
+def _limits(plan: Plan, memory: Memory) -> list[int]:
+    """n_blocks, n_slots, vocabulary, positions, paged?, slots?, window: what a batch is checked against."""
+    tables: dict[str, list[int]] = {"tokens": [], "positions": []}
+    windows = [op.window for op in plan.ops if isinstance(op, ops.Attend) and op.cache]
+    for op in plan.ops:
+        if isinstance(op, ops.Embed):
+            tables[op.by].append(op.table.shape[0])
+    kinds = {s.kind for s in plan.states.values()}
+    vocabulary, positions = (min(tables[by], default=0) for by in ("tokens", "positions"))
+    window = 0 if 0 in windows else max(windows, default=0)
+    return [memory.n_blocks, memory.n_slots, vocabulary, positions, "paged" in kinds, "slot" in kinds, window]
+
+
+def by_reference(e: Emitter, op: Op) -> int:
+    """An op as a call back into Python, on views of the arena and states of its own."""
+    weights = {w.name: e.weights[w.name].floats() for w in op.weights}
+    states = {s.name: _reference_state(e, s) for s in op.states}
+    seat = e.seat
+
+    def run(inputs: list[Floats], out: Floats) -> None:
+        assert seat.batch is not None
+        values = {v.id: x for v, x in zip(op.inputs, inputs, strict=True)}
+        out[:] = reference.run(op, reference.Context(seat.batch, states), values, weights)
+
+    return int(e.native.reference(run, [e.at(v) for v in op.inputs], e.at(op.out)))
+
+
+def _reference_state(e: Emitter, s: State) -> Any:
+    """A state in the reference's form: [cache rows or slots, width]."""
+    if s.name not in e.states:
+        paged = s.kind == "paged"
+        rows = e.memory.n_blocks * BLOCK if paged else e.memory.n_slots
+        kind = np.float16 if paged and e.memory.kv_format == "f16" else np.float32
+        e.states[s.name] = np.zeros((rows, s.width), kind)
+    return e.states[s.name]
+
+
+def embed(e: Emitter, op: ops.Embed) -> int:
+    t = e.weights[op.table.name]
+    raw = np.ascontiguousarray(t.raw)  # stays as the file has it, mapped
+    return int(e.native.embed(t.format.name, raw, op.table.shape[-1], op.by == "positions", e.at(op.out)))
+
+
+def linear(e: Emitter, op: ops.Linear) -> int:
+    (matrix,) = e.matrices(op.weight)
+    return int(e.native.linear(e.at(op.x), matrix, e.floats(op.bias), e.slots[op.x.id], e.at(op.out)))
+
+
+def norm(e: Emitter, op: ops.Norm) -> int:
+    weight, bias = e.floats(op.weight), e.floats(op.bias)
+    return int(e.native.norm(e.at(op.x), weight, bias, op.eps, op.heads, op.center, e.at(op.out)))
+
+
+def attend(e: Emitter, op: ops.Attend) -> int:
+    cache = None
+    if op.cache:
+        cache = e.states.get(op.cache.name)
+        if cache is None:
+            half = e.memory.kv_format == "f16"
+            cache = e.kernels.Cache(half, op.kv_heads, op.k.width, op.v.width, e.memory.n_blocks)
+            e.states[op.cache.name] = cache
+    return int(
+        e.native.attend(
+            e.at(op.q), e.at(op.k), e.at(op.v), cache, (op.heads, op.kv_heads), op.scale, op.window,
+            op.causal, op.softcap, e.floats(op.sinks), e.at(op.out),
+        )
+    )  # fmt: skip
+
+
+def conv(e: Emitter, op: ops.Conv) -> int:
+    taps = op.weight.shape[1]
+    past = e.slot_state(op.past, op.x.width * (taps - 1))
+    return int(e.native.conv(e.at(op.x), e.floats(op.weight), taps, past, e.at(op.out)))
+
+
+def delta(e: Emitter, op: ops.Delta) -> int:
+    stride = -(-op.v_dim // LANES) * LANES
+    memory = e.slot_state(op.memory, op.v_heads * op.k_dim * stride)
+    inputs = (e.at(v) for v in (op.q, op.k, op.v, op.decay, op.beta))
+    return int(e.native.delta(*inputs, memory, op.k_heads, op.v_heads, e.at(op.out)))
+
+
+def experts(e: Emitter, op: ops.Experts) -> int:
+    stacks = [e.matrices(w, w.shape[0]) for w in (op.gate, op.up, op.down)]
+    biases = [e.floats(w) for w in (op.gate_bias, op.up_bias, op.down_bias)]
+    return int(
+        e.native.experts(
+            e.at(op.x), e.at(op.scores), *stacks, *biases, op.k, op.route, op.fn, op.limit, e.at(op.out)
+        )
+    )
+
+
+EMIT: dict[type[Op], Callable[[Emitter, Any], int]] = {
+    ops.Embed: embed,
+    ops.Take: lambda e, op: int(e.native.take(e.at(op.x), e.at(op.out))),
+    ops.Pool: lambda e, op: int(e.native.pool(e.at(op.x), op.how, e.at(op.out))),
+    ops.Add: lambda e, op: int(e.native.add(e.at(op.x), e.at(op.y), e.at(op.out))),
+    ops.Mul: lambda e, op: int(e.native.mul(e.at(op.x), e.at(op.y), e.at(op.out))),
+    ops.Scale: lambda e, op: int(e.native.scale(e.at(op.x), op.by, e.at(op.out))),
+    ops.Softcap: lambda e, op: int(e.native.softcap(e.at(op.x), op.cap, e.at(op.out))),
+    ops.Act: lambda e, op: int(e.native.act(e.at(op.x), op.fn, e.at(op.out))),
+    ops.Glu: lambda e, op: int(e.native.glu(e.at(op.gate), e.at(op.up), op.fn, op.limit, e.at(op.out))),
+    ops.Columns: lambda e, op: int(e.native.cat([_part(e, op)], e.at(op.out))),  # as the plan's output
+    ops.Cat: lambda e, op: int(e.native.cat([e.at(x) for x in op.xs], e.at(op.out))),
+    ops.Linear: linear,
+    ops.Norm: norm,
+    ops.L2Norm: lambda e, op: int(e.native.l2norm(e.at(op.x), op.eps, op.heads, e.at(op.out))),
+    ops.Rope: lambda e, op: int(
+        e.native.rope(e.at(op.x), list(op.inverse_frequencies), op.magnitude, op.heads, e.at(op.out))
+    ),
+    ops.Attend: attend,
+    ops.Conv: conv,
+    ops.Decay: lambda e, op: int(e.native.decay(e.at(op.x), e.floats(op.a), e.floats(op.bias), e.at(op.out))),
+    ops.Delta: delta,
+    ops.Experts: experts,
+}
+
+
+def _part(e: Emitter, op: ops.Columns) -> Any:
+    """A view of some columns of a value."""
+    p = layout(e.plan).places[op.x.id]
+    return e.kernels.Value(op.out.id, p.base, p.offset, p.column + op.start, p.stride, op.out.width)
