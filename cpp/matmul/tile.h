@@ -156,6 +156,8 @@ void tile(const uint8_t* w, int64_t blocks, const Block* const* x, Floats* out) 
                     u[t] = zero_shorts();
                 }
             }
+            if constexpr (T <= 2)  // memory bounds it, and the hardware's prefetch stops at each page
+                for (size_t i = 0; i < layout::block_bytes(spec); i += 64) __builtin_prefetch(w + 4096 + i);
             const uint8_t* low = w + layout::scale_bytes(kind);
             dot_vector<F, T, 0>(low, x, b, s, u);
             dot_vector<F, T, 1>(low, x, b, s, u);
