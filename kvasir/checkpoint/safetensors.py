@@ -121,9 +121,10 @@ def read_index(folder: Path, name: str) -> dict[str, Tensor]:
         by_shard.setdefault(shard, set()).add(tensor)
     if len(by_shard) > MAX_SHARDS:
         raise CheckpointError(f"{name}: names {len(by_shard)} shards, at most {MAX_SHARDS} are opened")
+    files = {shard: inside(folder, shard) for shard in sorted(by_shard)}
     tensors: dict[str, Tensor] = {}
-    for shard, announced in sorted(by_shard.items()):
-        held = read_safetensors(inside(folder, shard))
+    for shard, file in files.items():
+        held, announced = read_safetensors(file), by_shard[shard]
         for t in sorted(announced ^ held.keys()):
             says = (
                 "the index has it there, the file does not"
