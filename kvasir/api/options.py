@@ -68,7 +68,7 @@ def parse_options(given: Mapping[str, Any]) -> Options:
     """The wishes in `given` over Ollama's defaults; null is as if the option were not there.
 
     num_predict below 1 means until the model stops; a negative seed draws one; num_ctx 0 is the model's own
-    limit.  Names that nobody knows become warnings.  Raises UsageError with the option's name, type and range.
+    limit.  Names that nobody knows become warnings.  Raises UsageError with the option's type and range.
     """
     warnings: list[str] = []
     values = {name: option.default for name, option in NUMBERS.items()}

@@ -1,4 +1,4 @@
-"""The wire format without HTTP: bodies to requests, events to lines, each against what Ollama's clients expect."""
+"""The wire format without HTTP: bodies to requests, events to lines, as Ollama's clients expect them."""
 
 import json
 from datetime import UTC, datetime
@@ -81,9 +81,13 @@ def test_system_raw_template_and_a_model_without_template() -> None:
 
 @pytest.mark.parametrize(
     ("body", "needs"),
-    [({"images": ["aGk="]}, "vision"), ({"suffix": "x"}, "insert"), ({"think": True}, "thinking"),
-     ({"think": "high"}, "thinking")],
-)  # fmt: skip
+    [
+        ({"images": ["aGk="]}, "vision"),
+        ({"suffix": "x"}, "insert"),
+        ({"think": True}, "thinking"),
+        ({"think": "high"}, "thinking"),
+    ],
+)
 def test_what_a_model_cannot_do_is_refused_by_name(body: dict, needs: str) -> None:
     with pytest.raises(UsageError, match=f"mead does not support {needs}"):
         to_request(asked({"model": "mead", "prompt": "p", **body}), ("completion",), True)
@@ -109,17 +113,29 @@ def test_chat_with_tools() -> None:
 
 
 BAD = [
-    ({"prompt": 5}, "prompt must be of type string"), ({"stream": "yes"}, "stream must be of type boolean"),
-    ({"model": 5}, "model must be of type string"), ({"model": ""}, "model is required"),
-    ({"options": []}, "options must be of type object"), ({"context": ["a"]}, r"context\[0\] must be of type integer"),
-    ({"context": [-1]}, "context"), ({"keep_alive": "300"}, "keep_alive"), ({"keep_alive": True}, "keep_alive"),
-    ({"think": "hard"}, "think"), ({"think": 3}, "think must be of type boolean or string"),
-    ({"format": "xml"}, "invalid format"), ({"format": "json"}, "format is not supported"), ({"format": 3}, "format"),
-    ({"format": {"type": "object"}}, "format is not supported"), ({"shift": True}, "shift"),
-    ({"raw": True, "system": "s"}, "raw mode does not support"), ({"top_logprobs": 21}, "top_logprobs"),
-    ({"top_logprobs": -1}, "top_logprobs"), ({"images": "x"}, "images"), ({"truncate": 1}, "truncate"),
+    ({"prompt": 5}, "prompt must be of type string"),
+    ({"stream": "yes"}, "stream must be of type boolean"),
+    ({"model": 5}, "model must be of type string"),
+    ({"model": ""}, "model is required"),
+    ({"options": []}, "options must be of type object"),
+    ({"context": ["a"]}, r"context\[0\] must be of type integer"),
+    ({"context": [-1]}, "context"),
+    ({"keep_alive": "300"}, "keep_alive"),
+    ({"keep_alive": True}, "keep_alive"),
+    ({"think": "hard"}, "think"),
+    ({"think": 3}, "think must be of type boolean or string"),
+    ({"format": "xml"}, "invalid format"),
+    ({"format": "json"}, "format is not supported"),
+    ({"format": 3}, "format"),
+    ({"format": {"type": "object"}}, "format is not supported"),
+    ({"shift": True}, "shift"),
+    ({"raw": True, "system": "s"}, "raw mode does not support"),
+    ({"top_logprobs": 21}, "top_logprobs"),
+    ({"top_logprobs": -1}, "top_logprobs"),
+    ({"images": "x"}, "images"),
+    ({"truncate": 1}, "truncate"),
     ({"_debug_render_only": True}, "_debug_render_only"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("body", "says"), BAD)
@@ -129,12 +145,36 @@ def test_ill_typed_fields_are_named(body: dict, says: str) -> None:
 
 
 BAD_OPTIONS = [
-    ("temperature", -1), ("temperature", 999999), ("temperature", "hot"), ("temperature", True), ("temperature", [1]),
-    ("top_p", -1), ("top_p", 1.5), ("top_k", 0.5), ("top_k", -7), ("repeat_penalty", 0), ("min_p", 2), ("num_predict", -5),
-    ("num_predict", 2**63), ("num_predict", "many"), ("num_ctx", -1), ("seed", 2**64), ("seed", "x"), ("typical_p", 9),
-    ("repeat_last_n", -2), ("presence_penalty", 1e9), ("frequency_penalty", {}), ("stop", "x"), ("stop", [1]), ("stop", [""]),
-    ("stop", ["x"] * 999), ("stop", ["x" * 9999]), ("num_gpu", "all"), ("use_mmap", 1), ("tfs_z", "a"),
-]  # fmt: skip
+    ("temperature", -1),
+    ("temperature", 999999),
+    ("temperature", "hot"),
+    ("temperature", True),
+    ("temperature", [1]),
+    ("top_p", -1),
+    ("top_p", 1.5),
+    ("top_k", 0.5),
+    ("top_k", -7),
+    ("repeat_penalty", 0),
+    ("min_p", 2),
+    ("num_predict", -5),
+    ("num_predict", 2**63),
+    ("num_predict", "many"),
+    ("num_ctx", -1),
+    ("seed", 2**64),
+    ("seed", "x"),
+    ("typical_p", 9),
+    ("repeat_last_n", -2),
+    ("presence_penalty", 1e9),
+    ("frequency_penalty", {}),
+    ("stop", "x"),
+    ("stop", [1]),
+    ("stop", [""]),
+    ("stop", ["x"] * 999),
+    ("stop", ["x" * 9999]),
+    ("num_gpu", "all"),
+    ("use_mmap", 1),
+    ("tfs_z", "a"),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_OPTIONS)
@@ -171,20 +211,47 @@ def test_options_of_other_kinds() -> None:
 
 @pytest.mark.parametrize(
     ("messages", "says"),
-    [([{"content": "x"}], r"messages\[0\].role is required"), ([{"role": "king", "content": ""}], r"messages\[0\].role"),
-     ([{"role": "user", "content": 5}], r"messages\[0\].content must be of type string"), ("hi", "messages"), ([7], "messages"),
-     ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}], "arguments")],
-)  # fmt: skip
+    [
+        ([{"content": "x"}], r"messages\[0\].role is required"),
+        ([{"role": "king", "content": ""}], r"messages\[0\].role"),
+        ([{"role": "user", "content": 5}], r"messages\[0\].content must be of type string"),
+        ("hi", "messages"),
+        ([7], "messages"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
+            "arguments",
+        ),
+    ],
+)
 def test_ill_typed_messages(messages: object, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         asked({"model": "m", "messages": messages}, "chat")
 
 
 HOSTILE = [
-    b"", b"{", b"[]", b"5", b"null", b'"x"', b"\x00", b'{"model":"m"\x00}', b'{"model":"\xff"}', b'{"a":NaN}', b'{"a":1e999}',
-    b'{"a":"\\ud800"}', b'{"a":"\\udc00x"}', b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' + b"9" * 5000 + b"}",
-    b"\xef\xbb\xbf{}", b"{}{}", b"'a'", b'{"a":1,}', b"\xff\xfe{\x00}\x00", b'{"model":"\xed\xa0\x80"}',
-]  # fmt: skip
+    b"",
+    b"{",
+    b"[]",
+    b"5",
+    b"null",
+    b'"x"',
+    b"\x00",
+    b'{"model":"m"\x00}',
+    b'{"model":"\xff"}',
+    b'{"a":NaN}',
+    b'{"a":1e999}',
+    b'{"a":"\\ud800"}',
+    b'{"a":"\\udc00x"}',
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"a":' + b"9" * 5000 + b"}",
+    b"\xef\xbb\xbf{}",
+    b"{}{}",
+    b"'a'",
+    b'{"a":1,}',
+    b"\xff\xfe{\x00}\x00",
+    b'{"model":"\xed\xa0\x80"}',
+]
 
 
 @pytest.mark.parametrize("raw", HOSTILE, ids=range(len(HOSTILE)))
@@ -254,9 +321,14 @@ EVENTS = [
     Finished("stop", METRICS, prompt_token_ids=(1, 2, 3)),
 ]
 NUMBERS = {
-    "total_duration": 2_250_000_000, "load_duration": 250_000_000, "prompt_eval_count": 3,
-    "prompt_eval_duration": 500_000_000, "eval_count": 2, "eval_duration": 1_500_000_000, "cached_count": 2,
-}  # fmt: skip
+    "total_duration": 2_250_000_000,
+    "load_duration": 250_000_000,
+    "prompt_eval_count": 3,
+    "prompt_eval_duration": 500_000_000,
+    "eval_count": 2,
+    "eval_duration": 1_500_000_000,
+    "cached_count": 2,
+}
 HEAD = {"model": "m", "created_at": "2026-01-02T03:04:05.678901Z"}
 
 
@@ -302,8 +374,12 @@ def test_golden_logprobs() -> None:
     spell = {1: b"a", 2: b"\xc3"}.__getitem__
     events = [Delta("a", (1,), (TokenLogprob(1, -0.5, ((2, -0.25),)),)), EVENTS[-1]]
     (first, last) = lines(Reply(asked(body), token_bytes=spell), events)
-    one = {"token": "a", "logprob": -0.5, "bytes": [97],
-           "top_logprobs": [{"token": "�", "logprob": -0.25, "bytes": [195]}]}  # fmt: skip
+    one = {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": [97],
+        "top_logprobs": [{"token": "�", "logprob": -0.25, "bytes": [195]}],
+    }
     assert first["logprobs"] == [one] and "logprobs" not in last
     assert lines(Reply(asked(body), token_bytes=spell), events, whole=True)[0]["logprobs"] == [one]
 
@@ -324,7 +400,15 @@ def test_go_templates() -> None:
         == "ayhi"
     )
     assert render_go_template("{{ .Prompt }}", {**values, "Prompt": "{{ .System }}"}) == "{{ .System }}"
-    for bad in ("{{ range .Messages }}", "{{ if .System }}", "{{ end }}", "{{ .Nope }}", "{{ if .Nope }}{{ end }}", "{{ x y z }}",
-                "{% for i in range(9) %}{{ i }}{% endfor %}", "{{ .Prompt }}" * 2000):  # fmt: skip
+    for bad in (
+        "{{ range .Messages }}",
+        "{{ if .System }}",
+        "{{ end }}",
+        "{{ .Nope }}",
+        "{{ if .Nope }}{{ end }}",
+        "{{ x y z }}",
+        "{% for i in range(9) %}{{ i }}{% endfor %}",
+        "{{ .Prompt }}" * 2000,
+    ):
         with pytest.raises(UsageError, match="template"):
             render_go_template(bad, values)
