@@ -15,6 +15,9 @@ from kvasir.errors import CheckpointError, ModelError
 
 Bytes = npt.NDArray[np.uint8]
 JSON_LIMIT_BYTES = 16 << 20
+# Three bytes of JSON may become seventy in memory: what is counted is containers and values, not bytes alone.
+MAX_JSON_CONTAINERS = 1 << 19
+MAX_JSON_COMMAS = 1 << 20
 WANTED = "a model is a GGUF file, or a folder with config.json and *.safetensors"
 KERNEL_FOLDERS = ("/proc/", "/sys/", "/dev/fd/")
 
@@ -86,6 +89,8 @@ def read_json(path: Path) -> dict[str, object]:
 
 def parse_json(data: bytes, where: str) -> dict[str, object]:
     """The JSON object in `data`.  Raises CheckpointError for bad JSON, a key given twice, or no object."""
+    if data.count(b"[") + data.count(b"{") > MAX_JSON_CONTAINERS or data.count(b",") > MAX_JSON_COMMAS:
+        raise CheckpointError(f"{where}: JSON with more entries than any model has")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_nan)
     except RecursionError:

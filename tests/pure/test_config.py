@@ -133,7 +133,17 @@ def test_keys_that_name_code() -> None:
 
 def test_json(tmp_path: Path) -> None:
     assert parse_json(b'{"a": 1}', "x") == {"a": 1}
-    for bad in (b"", b"{", b"[]", b"\xff", b'{"a":1,"a":1}', b'{"a":NaN}', b"1" * 5000, b"[" * 10**6):
+    for bad in (
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"a":1,"a":1}',
+        b'{"a":NaN}',
+        b"1" * 5000,
+        b"[" * 10**6,
+        b"[" + b"[]," * 2**20,
+    ):
         with pytest.raises(CheckpointError, match=r"^x: "):
             parse_json(bad, "x")
     (tmp_path / "big.json").write_bytes(b" " * ((16 << 20) + 1))
