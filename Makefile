@@ -61,6 +61,9 @@ fuzz: $(VENV)/tested  ## fuzz the checkpoint readers for ten minutes
 mead: $(VENV)/compared  ## train the built-in model and its draft again (two cores: some hours)
 	$(BIN)/python -m training.all
 
+docs: $(VENV)/tested  ## write the generated parts of the docs anew
+	$(BIN)/python -m tests.docs
+
 asan: $(BIN)/python  ## build the extension with the address sanitizer and run the kernel tests on it
 	cpp/asan.sh
 

@@ -40,7 +40,15 @@ class Spread:
 
 def number(x: float) -> str:
     """Three significant digits, without an exponent."""
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}" if abs(x) >= 1 else f"{x:.3f}"
+    return (
+        f"{x:.0f}"
+        if abs(x) >= 100
+        else f"{x:.1f}"
+        if abs(x) >= 10
+        else f"{x:.2f}"
+        if abs(x) >= 1
+        else f"{x:.3f}"
+    )
 
 
 def say(*words: object) -> None:
@@ -102,7 +110,9 @@ def repeat(runs: int, once: Callable[[], float], what: str) -> Spread:
     return Spread.of(values)
 
 
-def report(question: str, about: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def report(
+    question: str, about: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> None:
     """The table, in Markdown, and the same as a line of JSON."""
     print(f"{question}\n{line(about)}\n")
     print("| " + " | ".join(columns) + " |")

@@ -113,7 +113,11 @@ def metadata(writer: GGUFWriter, name: str, shape: Shape) -> None:
 
 def vocabulary(writer: GGUFWriter, shape: Shape) -> None:
     """A byte-level vocabulary: the 256 letters, one merge, and invented tokens up to the real number."""
-    letters = [chr(c) for c in range(33, 127)] + [chr(c) for c in range(161, 173)] + [chr(c) for c in range(174, 256)]
+    letters = (
+        [chr(c) for c in range(33, 127)]
+        + [chr(c) for c in range(161, 173)]
+        + [chr(c) for c in range(174, 256)]
+    )
     letters += [chr(c) for c in range(256, 256 + 256 - len(letters))]
     tokens = [*letters, "Ġt", "<|end|>"]
     tokens += [f"Ġw{i}" for i in range(shape.vocab - len(tokens))]

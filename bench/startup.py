@@ -31,7 +31,11 @@ def first_token_s(model: str, prompt: str) -> float:
     command = Path(sys.executable).parent / "kvasir"
     begin = perf_counter()
     with subprocess.Popen(
-        [command, "run", model, prompt], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, env=os.environ
+        [command, "run", model, prompt],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        env=os.environ,
     ) as run:
         assert run.stdout is not None
         first = run.stdout.read(1)
@@ -44,7 +48,9 @@ def first_token_s(model: str, prompt: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--model", default="mead")
     args = parser.parse_args()
@@ -53,11 +59,17 @@ def main() -> None:
     cases = [
         ("import kvasir", lambda: import_s("import kvasir"), IMPORT_BAR_S),
         ("from kvasir import LLM", lambda: import_s("from kvasir import LLM"), None),
-        (f'kvasir run {args.model} "hi", first letter', lambda: first_token_s(args.model, "hi"), FIRST_TOKEN_BAR_S),
+        (
+            f'kvasir run {args.model} "hi", first letter',
+            lambda: first_token_s(args.model, "hi"),
+            FIRST_TOKEN_BAR_S,
+        ),
     ]
     for what, once, bar in cases:
         took: Spread = repeat(args.runs, once, what)
-        rows.append({"what": what, "seconds": took, "bar": bar, "met": None if bar is None else took.median < bar})
+        rows.append(
+            {"what": what, "seconds": took, "bar": bar, "met": None if bar is None else took.median < bar}
+        )
     report("start-up, in seconds", about, ("what", "seconds", "bar", "met"), rows)
 
 
