@@ -1,4 +1,4 @@
-"""The oracle: every op in a few lines of numpy, float32, no tricks.  If a backend disagrees, this is right."""
+"""The oracle: every op in a few lines of numpy, float32, no tricks.  If a backend differs, this is right."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def softmax(x: Floats) -> Floats:
 
 
 def gated(gate: Floats, up: Floats, fn: str, limit: float) -> Floats:
-    """fn(gate) * up.  With a limit, gpt-oss's: gate cut above, up on both sides, gate * sigmoid(1.702 gate) * (up + 1)."""
+    """fn(gate) * up.  With a limit, gpt-oss's: gate is cut above, up on both sides,
+    then gate * sigmoid(1.702 gate) * (up + 1).
+    """
     if not limit:
         return np.asarray(ACTIVATIONS[fn](gate) * up, np.float32)
     gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
@@ -195,13 +197,10 @@ def attend_one(
     ago = at[:, None] - np.arange(len(past))[None]
     hidden = ((ago < 0) & op.causal) | ((ago >= op.window) & (op.window > 0))
     s = np.where(hidden, np.float32(-np.inf), s)
-    if sinks is None:
-        p = softmax(s)
-    else:
-        p = softmax(np.concatenate([s, np.broadcast_to(sinks[:, None, None], (*s.shape[:2], 1))], -1))[
-            ..., :-1
-        ]
-    return np.einsum("htu,uhd->thd", p, vals).reshape(len(q), -1).astype(np.float32)
+    if sinks is not None:  # one more score for each head, whose share of the softmax goes to nobody
+        s = np.concatenate([s, np.broadcast_to(sinks[:, None, None], (*s.shape[:2], 1))], -1)
+    p = softmax(s)[..., : len(past)]
+    return np.asarray(np.einsum("htu,uhd->thd", p, vals).reshape(len(q), -1), np.float32)
 
 
 def conv(op: ops.Conv, c: Context, x: Floats, w: Floats) -> Floats:
@@ -220,7 +219,7 @@ def decay(op: ops.Decay, c: Context, x: Floats, a: Floats, bias: Floats) -> Floa
 
 def delta(op: ops.Delta, c: Context, q: Floats, k: Floats, v: Floats, g: Floats, beta: Floats) -> Floats:
     y, group = np.empty_like(v), op.v_heads // op.k_heads
-    per_head = [np.repeat(t.reshape(len(t), op.k_heads, op.k_dim), group, 1) for t in (q, k)]
+    per_head = [np.tile(t.reshape(len(t), op.k_heads, op.k_dim), (1, group, 1)) for t in (q, k)]
     values = v.reshape(len(v), op.v_heads, op.v_dim)
     for n, rows in c.sequences():
         memory = c.slot(op.memory, n, rows).reshape(op.v_heads, op.v_dim, op.k_dim)

@@ -23,7 +23,8 @@ from kvasir.quant.formats import BF16, F16, F32, MXFP4, U8, Format
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-Index = slice | npt.NDArray[np.intp]
+Indices = npt.NDArray[np.intp]
+Index = slice | Indices
 
 PLAIN = (F32, F16, BF16)
 log = logging.getLogger("kvasir")
@@ -208,7 +209,10 @@ class Look:
 
     def names(self, name: str) -> tuple[str, ...]:
         full = self.prefix + name
-        return (full + self.suffix, full) if self.suffix == ".weight" else (full + self.suffix,)
+        # gamma and beta: what TensorFlow called a layer norm's weight and bias, kept by old BERT files
+        if self.suffix == ".bias":
+            return full + ".bias", full + ".beta"
+        return full + ".weight", full, full + ".gamma"
 
     def __call__(self, name: str) -> Part:
         return self.source.get(*self.names(name))
@@ -241,8 +245,12 @@ DECODER: Recipes = {
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.", "bert.")
 LAYER = re.compile(r"blk\.(\d+)\.")
 
-# Tensors that files carry and no computation needs.
-LEFTOVERS = re.compile(r"rotary_emb\.inv_freq$|masked_bias$|\.attn\.bias$|position_ids$|^rope_freqs\.weight$")
+# Tensors that files carry and no computation needs: tables that are computed, masks, and of BERT what only
+# its training used.
+LEFTOVERS = re.compile(
+    r"rotary_emb\.inv_freq$|masked_bias$|\.attn\.bias$|position_ids$|^rope_freqs\.weight$"
+    r"|^pooler\.dense\.|^cls\.(predictions|seq_relationship)\."
+)
 
 
 def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,10 +7,15 @@ from kvasir.checkpoint.open import Checkpoint
 from kvasir.checkpoint.recipes import Weights, bare, resolve
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import CheckpointError, ModelError
+from kvasir.models.bert import BERT
 from kvasir.models.blocks import Family
+from kvasir.models.gemma import GEMMA2, GEMMA3
+from kvasir.models.gpt_oss import GPT_OSS
 from kvasir.models.llama import LLAMA
 from kvasir.models.mixtral import MIXTRAL
+from kvasir.models.phi3 import PHI3
 from kvasir.models.qwen import QWEN2, QWEN3, QWEN3_MOE
+from kvasir.models.qwen35 import QWEN35
 from kvasir.models.rope import Given
 from kvasir.plan import Plan
 
@@ -21,6 +26,12 @@ FAMILIES: dict[str, Family] = {
     "Qwen2ForCausalLM": QWEN2, "qwen2": QWEN2,
     "Qwen3ForCausalLM": QWEN3, "qwen3": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE, "qwen3moe": QWEN3_MOE,
+    "Qwen3_5ForCausalLM": QWEN35, "Qwen3_5ForConditionalGeneration": QWEN35, "qwen35": QWEN35,
+    "Gemma2ForCausalLM": GEMMA2, "gemma2": GEMMA2,
+    "Gemma3ForCausalLM": GEMMA3, "Gemma3ForConditionalGeneration": GEMMA3, "gemma3": GEMMA3,
+    "GptOssForCausalLM": GPT_OSS, "gpt-oss": GPT_OSS,
+    "Phi3ForCausalLM": PHI3, "phi3": PHI3,
+    "BertModel": BERT, "BertForMaskedLM": BERT, "bert": BERT,
 }  # fmt: skip
 
 GGUF_FACTORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
@@ -48,7 +59,9 @@ def build(checkpoint: Checkpoint, context: int | None = None) -> tuple[Plan, Wei
     recipes = family.gguf(config) if gguf else family.safetensors(config)
     outer.check_all_read()
     read = frozenset(f"{n}.weight" for n in factors)
-    return plan, resolve(plan, tensors, recipes, "blk.{}." if gguf else "layers.{}.", family.set_aside, read)
+    return plan, resolve(
+        plan, tensors, recipes, "blk.{}." if gguf else family.layers, family.set_aside(config), read
+    )
 
 
 def inner(c: Config) -> Config:

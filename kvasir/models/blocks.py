@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvasir.checkpoint.config import Config
@@ -12,18 +12,22 @@ from kvasir.models.rope import Given, Rotation
 from kvasir.plan import Plan, Value
 from kvasir.plan.ops import Activation
 
+NONE: Mapping[str, int] = {}
+
 
 @dataclass(frozen=True)
 class Family:
     """One architecture: how its plan is built, and by which recipes its weights are found in either format.
 
-    `set_aside`: a pattern of tensors in its files that belong to parts Kvasir does not run.
+    `set_aside`: a pattern of tensors in its files that belong to parts Kvasir does not run.  `layers`: how a
+    layer's tensors begin in safetensors.
     """
 
     plan: Callable[[Config, Given], Plan]
     safetensors: Callable[[Config], Recipes]
     gguf: Callable[[Config], Recipes] = lambda c: {}
-    set_aside: str = ""
+    set_aside: Callable[[Config], str] = lambda c: ""
+    layers: str = "layers.{}."
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,24 @@ class Dims:
     context: int
 
 
-def dims(c: Config, given: Given, tied: bool = False) -> Dims:
-    """The config's sizes, checked.  `tied`: whether this family's output is its embedding by default."""
-    width, heads = c.int("hidden_size"), c.int("num_attention_heads")
-    kv_heads, longest = c.int("num_key_value_heads", heads), c.int("max_position_embeddings")
-    d = c.int("head_dim", max(width // heads, 1))
+def dims(c: Config, given: Given, tied: bool = False, usual: Mapping[str, int] = NONE) -> Dims:
+    """The config's sizes, checked.  `tied` output and `usual` sizes stand in for what it leaves out."""
+
+    def size(key: str, otherwise: int | None = None) -> int:
+        default = usual.get(key, otherwise)
+        return c.int(key) if default is None else c.int(key, default)
+
+    width, heads = size("hidden_size"), size("num_attention_heads")
+    kv_heads, longest = size("num_key_value_heads", heads), size("max_position_embeddings")
+    d = size("head_dim", max(width // heads, 1))
     if heads % kv_heads:
         raise CheckpointError(f"{c.where}: {heads} heads cannot share {kv_heads} key-value heads")
     if d % 2:
         raise CheckpointError(f"{c.where}: heads of {d} columns, an even number is wanted")
     tied = c.bool("tie_word_embeddings", tied or not given.head)
     context = min(longest, given.context or longest)
-    return Dims(width, c.int("num_hidden_layers"), heads, kv_heads, d, c.int("vocab_size"),
-                c.float("rms_norm_eps", 1e-6), tied, context)  # fmt: skip
+    eps = c.float("rms_norm_eps", c.float("layer_norm_eps", 1e-6))
+    return Dims(width, size("num_hidden_layers"), heads, kv_heads, d, size("vocab_size"), eps, tied, context)
 
 
 # -- attention ------------------------------------------------------------------------------------
@@ -79,9 +88,9 @@ def attend(p: Plan, m: Dims, q: Value, k: Value, v: Value, window: int = 0) -> V
     return p.attend(q, k, v, m.heads, m.kv_heads, m.d**-0.5, window=window)
 
 
-def layer_windows(c: Config, layers: int, sliding: Callable[[int], bool]) -> list[int]:
+def layer_windows(c: Config, layers: int, sliding: Callable[[int], bool], usual: int = 0) -> list[int]:
     """The window of each layer, 0 where it sees everything: by `layer_types`, else where `sliding(i)`."""
-    window = c.int("sliding_window", 0)
+    window = c.int("sliding_window", usual)
     kinds = {"sliding_attention": True, "full_attention": False}
     told = c.strs("layer_types", [])
     if told and (len(told) != layers or not set(told) <= set(kinds)):

@@ -21,12 +21,15 @@ class Given:
 
     `context`: positions the caller wants, 0: as many as the model was made for.  `factors`: GGUF keeps
     divisors of rotary frequencies as tensors (rope_freqs, rope_factors_long, rope_factors_short).
-    `head`: the file has an output matrix of its own.
+    `head`: the file has an output matrix of its own.  `pooling`: how an encoder's rows become one, if the
+    folder says so.  `truncate`: whether YaRN rounds the ends of its ramp, if the config does not say.
     """
 
     context: int = 0
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     head: bool = True
+    pooling: str = ""
+    truncate: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,25 +45,32 @@ def table(c: Config) -> Config:
     return c.table("rope_parameters") or c.table("rope_scaling") or c
 
 
-def rotation(c: Config, given: Given, head_dim: int, theta: float = 10000.0, kind: str = "",
+def rotation(c: Config, given: Given, head_dim: int, theta: float = 10000.0, part: float = 1.0,
              t: Config | None = None) -> Rotation:  # fmt: skip
-    """The rotation that the config asks for over heads of `head_dim`.  `kind` and `t` overrule what it says.
+    """The rotation that the config, or its table `t`, asks for over heads of `head_dim`.
 
+    `theta`: the base, `part`: how much of a head is turned, where the config does not say.
     Raises ModelError for a kind of scaling that Kvasir does not know.
     """
     t = t or table(c)
     base = t.float("rope_theta", c.float("rope_theta", theta))
-    dim = int(head_dim * t.float("partial_rotary_factor", c.float("partial_rotary_factor", 1.0)))
+    dim = int(head_dim * t.float("partial_rotary_factor", c.float("partial_rotary_factor", part)))
     if not (1 < base < 1e12 and 0 < dim <= head_dim and dim % 2 == 0):
         raise CheckpointError(f"rotary base {base:g} over {dim} of {head_dim} columns makes no sense")
     plain = base ** (-np.arange(0, dim, 2) / dim)
     if "rope_freqs" in given.factors:
         return Rotation(divided(plain, given.factors["rope_freqs"], "rope_freqs"))
-    own = "default" if t is c else t.str("rope_type", t.str("type", "default"))
-    kind = kind or own
+    kind = "default" if t is c else t.str("rope_type", t.str("type", "default"))
+    if kind == "su" or t.has("long_factor"):  # Phi-3's names for it
+        kind = "longrope"
     if kind not in KINDS:
         raise ModelError(f"rope scaling {kind!r} is not known", hint=f"known: {', '.join(KINDS)}")
     return KINDS[kind](c, t, given, plain, base)
+
+
+def simple(base: float, dim: int) -> Rotation:
+    """No scaling at all."""
+    return Rotation(tuple((base ** (-np.arange(0, dim, 2) / dim)).tolist()))
 
 
 def divided(plain: Doubles, by: Sequence[float], name: str) -> tuple[float, ...]:
@@ -103,7 +113,7 @@ def yarn(c: Config, t: Config, given: Given, plain: Doubles, base: float) -> Rot
         return pairs * math.log(length / (turns * 2 * math.pi)) / math.log(base)
 
     first, last = pair(t.float("beta_fast", 32.0)), pair(t.float("beta_slow", 1.0))
-    if t.bool("truncate", True):
+    if t.bool("truncate", given.truncate):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * pairs - 1)
     slowed = np.clip((np.arange(pairs) - first) / (last - first if last != first else 0.001), 0, 1)

@@ -91,7 +91,7 @@ class Op:
         return told
 
 
-# -- rows in and out ---------------------------------------------------------------------------------------------
+# -- rows in and out ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Pool(Op):
     how: Literal["mean", "first", "last"]
 
 
-# -- elementwise ---------------------------------------------------------------------------------------------------
+# -- elementwise ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Cat(Op):
     xs: tuple[Value, ...]
 
 
-# -- products and norms --------------------------------------------------------------------------------------------
+# -- products and norms ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class L2Norm(Op):
     eps: float = 1e-6
 
 
-# -- position and past -----------------------------------------------------------------------------------------------
+# -- position and past ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class Decay(Op):
 class Delta(Op):
     """Gated delta rule for each value head: S <- S exp(decay) + beta (v - S k) k^T;  y = S q / sqrt(k_dim).
 
-    q, k: [T, k_heads * k_dim]; v: [T, v_heads * v_dim]; value head h reads key head h // (v_heads / k_heads).
+    q, k: [T, k_heads * k_dim]; v: [T, v_heads * v_dim]; value head h reads key head h % k_heads.
     decay, beta: [T, v_heads].  memory: [v_heads, v_dim, k_dim] a sequence.  Source: arXiv 2412.06464.
     """
 
@@ -297,7 +297,7 @@ class Delta(Op):
     v_dim: int
 
 
-# -- experts ---------------------------------------------------------------------------------------------------------
+# -- experts --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
