@@ -1,6 +1,6 @@
-"""What all benchmarks share: the machine and the commit in a line, medians with their spread, the limit beside.
+"""What all benchmarks share: machine and commit in a line, medians with their spread, the limit beside.
 
-Progress goes to standard error.  Standard output is a table for people and, as its last line, one JSON object.
+Progress goes to standard error.  Standard output is a table and, as its last line, one JSON object.
 """
 
 from __future__ import annotations
@@ -39,16 +39,9 @@ class Spread:
 
 
 def number(x: float) -> str:
-    """Three significant digits, without an exponent."""
-    return (
-        f"{x:.0f}"
-        if abs(x) >= 100
-        else f"{x:.1f}"
-        if abs(x) >= 10
-        else f"{x:.2f}"
-        if abs(x) >= 1
-        else f"{x:.3f}"
-    )
+    """About three significant digits, without an exponent."""
+    digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3
+    return f"{x:.{digits}f}"
 
 
 def say(*words: object) -> None:
@@ -71,10 +64,11 @@ def machine() -> dict[str, Any]:
 
 
 def line(about: Mapping[str, Any]) -> str:
-    """The machine in one line.  A load near or over the number of cores means that the figures are too low."""
+    """The machine in one line.  A load near the number of cores means that the figures are too low."""
     return (
         f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, "
-        f"Python {about['python']}, kernels {about['isa']}, commit {about['commit']}, load before {about['load']}"
+        f"Python {about['python']}, kernels {about['isa']}, commit {about['commit']}, "
+        f"load before {about['load']}"
     )
 
 

@@ -1,7 +1,7 @@
 """Model files of real shapes and random weights, for measuring: `python bench/models.py qwen3-0.6b Q4_0`.
 
-A file is written once, into bench/out/, in seconds: a pool of random blocks is tiled over each matrix, since time
-depends on shapes and formats and not on the weights.  Answers of such a model are noise.
+A file is written once, into bench/out/, in seconds: a pool of random blocks is tiled over each matrix,
+since time depends on shapes and formats and not on the weights.  Answers of such a model are noise.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType  # noqa: E402
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 
-from bench.measure import say  # noqa: E402
-from kvasir.quant import decode  # noqa: E402
-from kvasir.quant.formats import FORMATS, Format  # noqa: E402
+from bench.measure import say
+from kvasir.quant import decode
+from kvasir.quant.formats import FORMATS, Format
 
 OUT = Path(__file__).resolve().parent / "out"
 SPREAD = 0.02  # standard deviation of the weights, about that of a trained model
@@ -84,11 +84,9 @@ def write(path: Path, name: str, shape: Shape, form: Format) -> None:
     writer.write_ti_data_to_file()
     pool = random_blocks(form, np.random.default_rng(0))
     for size in matrices.values():
-        if len(size) == 2:
-            data = np.resize(pool, form_bytes(size, form))
-        else:
-            data = np.ones(size, np.float32)
-        writer.write_tensor_data(data)
+        writer.write_tensor_data(
+            np.resize(pool, form_bytes(size, form)) if len(size) == 2 else np.ones(size, np.float32)
+        )
     writer.close()
 
 

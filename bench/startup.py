@@ -14,7 +14,7 @@ from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.measure import Spread, machine, repeat, report  # noqa: E402
+from bench.measure import Spread, machine, repeat, report
 
 TIMED_IMPORT = "from time import perf_counter as t; a = t(); {}; print(t() - a)"
 IMPORT_BAR_S, FIRST_TOKEN_BAR_S = 0.15, 1.0
@@ -27,7 +27,7 @@ def import_s(statement: str) -> float:
 
 
 def first_token_s(model: str, prompt: str) -> float:
-    """Seconds from the start of `kvasir run` to the first byte of its answer, the interpreter's start included."""
+    """Seconds from the start of `kvasir run` to the first byte of its answer, all included."""
     command = Path(sys.executable).parent / "kvasir"
     begin = perf_counter()
     with subprocess.Popen(
