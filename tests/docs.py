@@ -1,4 +1,4 @@
-"""What the docs say that the code knows: `python -m tests.docs` writes it anew, `--check` fails when it is stale."""
+"""The parts of the docs that the code knows: `python -m tests.docs` writes them, `--check` fails if stale."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def switches_page() -> str:
     """docs/switches.md."""
     return (
         "# Switches\n\n"
-        f"Every variable of the environment that Kvasir reads: {len(SWITCHES)}, and ten at most. A value that does not\n"
-        "parse ends the program with an error; an empty value counts as not set; a `KVASIR_*` variable that nothing\n"
-        "reads is warned of. This page is generated from `kvasir/settings.py` by `make docs`.\n\n"
+        f"Every variable of the environment that Kvasir reads: {len(SWITCHES)}, and ten at most. A value that does\n"
+        "not parse ends the program with an error; an empty value counts as not set; a `KVASIR_*` variable that\n"
+        "nothing reads is warned of. `make docs` generates this page from `kvasir/settings.py`.\n\n"
         + settings_table()
     )
 

@@ -1,4 +1,4 @@
-"""The docs say what the code says: generated parts are fresh, links and files exist, names are names of the code."""
+"""The docs say what the code says: generated parts are fresh, links and files exist, names are the code's."""
 
 from __future__ import annotations
 
