@@ -53,7 +53,7 @@ def build(checkpoint: Checkpoint, context: int | None = None) -> tuple[Plan, Wei
     gguf = checkpoint.kind == "gguf"
     tensors = checkpoint.tensors if gguf else bare(checkpoint.tensors)
     factors = {n: divisors(tensors[f"{n}.weight"]) for n in GGUF_FACTORS if f"{n}.weight" in tensors}
-    given = Given(context or 0, factors, ("output.weight" if gguf else "lm_head.weight") in tensors)
+    given = Given(context or 0, factors, tensors)
     config = inner(outer)
     plan = family.plan(config, given)
     recipes = family.gguf(config) if gguf else family.safetensors(config)

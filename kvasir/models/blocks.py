@@ -59,7 +59,7 @@ def dims(c: Config, given: Given, tied: bool = False, usual: Mapping[str, int] =
         raise CheckpointError(f"{c.where}: {heads} heads cannot share {kv_heads} key-value heads")
     if d % 2:
         raise CheckpointError(f"{c.where}: heads of {d} columns, an even number is wanted")
-    tied = c.bool("tie_word_embeddings", tied or not given.head)
+    tied = c.bool("tie_word_embeddings", tied or not {"output.weight", "lm_head.weight"} & set(given.tensors))
     context = min(longest, given.context or longest)
     eps = c.float("rms_norm_eps", c.float("layer_norm_eps", 1e-6))
     return Dims(width, size("num_hidden_layers"), heads, kv_heads, d, size("vocab_size"), eps, tied, context)

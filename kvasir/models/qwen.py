@@ -22,7 +22,7 @@ def qwen(kind: Kind, c: Config, given: Given) -> Plan:
     c.must("hidden_act", "silu")
     m = dims(c, given)
     r, windows, dense = rotation(c, given, m.d), sliding(c, m, kind), dense_layers(c, m, kind)
-    bias = c.bool("attention_bias", False) if kind != "qwen2" else False
+    bias = c.bool("attention_bias", "blk.0.attn_q.bias" in given.tensors) if kind != "qwen2" else False
     p, x = start(kind, m)
     for i in range(m.layers):
         p.layer(i)

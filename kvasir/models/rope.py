@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,13 +21,14 @@ class Given:
 
     `context`: positions the caller wants, 0: as many as the model was made for.  `factors`: GGUF keeps
     divisors of rotary frequencies as tensors (rope_freqs, rope_factors_long, rope_factors_short).
-    `head`: the file has an output matrix of its own.  `pooling`: how an encoder's rows become one, if the
-    folder says so.  `truncate`: whether YaRN rounds the ends of its ramp, if the config does not say.
+    `tensors`: the names in the file, which tell what GGUF's metadata leaves out.  `pooling`: how an encoder's
+    rows become one, if the folder says so.  `truncate`: whether YaRN rounds the ends of its ramp, if the
+    config does not say.
     """
 
     context: int = 0
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    head: bool = True
+    tensors: Collection[str] = ()
     pooling: str = ""
     truncate: bool = True
 

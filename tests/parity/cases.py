@@ -44,7 +44,8 @@ PHI = {"long_factor": LONG, "short_factor": SHORT, "partial_rotary_factor": 0.5}
 SPARSE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 OSS = {
     "num_local_experts": 5, "num_experts_per_tok": 2, "vocab_size": 80, "head_dim": 16,
-    "intermediate_size": 32, "sliding_window": 6, **rope("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, truncate=False, **AT16),
+    "intermediate_size": 32, "sliding_window": 6,
+    **rope("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, truncate=False, **AT16),
 }  # fmt: skip
 
 CASES: dict[str, Case] = {
@@ -75,7 +76,7 @@ CASES: dict[str, Case] = {
         "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 3.0}),
     "gemma3": Case("Gemma3ForCausalLM", "Gemma3TextConfig", "gemma3", {
-        "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24, "num_hidden_layers": 6,
+        "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16, "num_hidden_layers": 6,
         "intermediate_size": 32,
         "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
