@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from itertools import groupby
 from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
@@ -63,7 +64,7 @@ class _Keys:
         value = self.get(name)
         if value is None:
             return default
-        if isinstance(value, (bool, int)) or type(value).__name__ in ("bool", "bool_"):
+        if isinstance(value, (bool, int)) or type(value).__name__ == "bool_":  # numpy's
             return bool(value)
         raise CheckpointError(f"{_KEY}{name} is a {type(value).__name__}, not a bool")
 
@@ -116,11 +117,11 @@ def _listed(value: object, key: str) -> Sequence[Any]:
         return ()
     tolist = getattr(value, "tolist", None)
     values = tolist() if tolist is not None else value
-    if not isinstance(values, (list, tuple)):
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise CheckpointError(f"{key} is a {type(value).__name__}, not an array")
     if len(values) > MAX_TOKENS:
         raise CheckpointError(f"{key} has {len(values):,} values, the limit is {MAX_TOKENS:,}")
-    return values
+    return list(values)
 
 
 def vocab_from_gguf(metadata: Mapping[str, object]) -> Vocab:
@@ -284,18 +285,26 @@ def _scored_merges(keys: _Keys) -> list[tuple[str, str]]:
     """
     if not keys.scores:
         raise CheckpointError(f"{_KEY}scores is missing: this vocabulary has neither merges nor scores")
-    mergeable = keys.of_type(_Type.NORMAL, _Type.USER, _Type.UNUSED)
-    known = {keys.tokens[i] for i in mergeable}
-    if sum(min(len(t), _MAX_MERGE_LETTERS) ** 2 for t in known) > _MAX_SPLIT_LETTERS:
+    mergeable = [keys.tokens[i] for i in keys.of_type(_Type.NORMAL, _Type.USER, _Type.UNUSED)]
+    known = frozenset(mergeable)
+    if sum(min(len(token), _MAX_MERGE_LETTERS) ** 2 for token in known) > _MAX_SPLIT_LETTERS:
         raise CheckpointError("the vocabulary has too many long tokens")
-    ranked: list[tuple[float, int, int, str, str]] = []
-    for i in mergeable:
-        token, score = keys.tokens[i], keys.scores[i]
-        if len(token) > _MAX_MERGE_LETTERS:
-            continue
-        for at in range(1, len(token)):
-            left = token[:at]
-            if left in known and (right := token[at:]) in known:
-                ranked.append((-score, -at, at - len(token), left, right))
-    ranked.sort(key=lambda merge: merge[:3])
-    return [(left, right) for _, _, _, left, right in ranked]
+    score_of = dict(zip(keys.tokens, keys.scores, strict=True))
+    merges: list[tuple[str, str]] = []
+    for _, tied in groupby(sorted(known, key=score_of.__getitem__, reverse=True), key=score_of.__getitem__):
+        tokens = list(tied)
+        splits = [split for token in tokens for split in _splits(token, known)]
+        merges += splits if len(tokens) == 1 else sorted(splits, key=_longest_first)
+    return merges
+
+
+def _splits(token: str, known: frozenset[str]) -> list[tuple[str, str]]:
+    """The splits of a token into two known ones, the longest left part first."""
+    if len(token) > _MAX_MERGE_LETTERS:
+        return []
+    cuts = range(len(token) - 1, 0, -1)
+    return [(token[:at], token[at:]) for at in cuts if token[:at] in known and token[at:] in known]
+
+
+def _longest_first(split: tuple[str, str]) -> tuple[int, int, tuple[str, str]]:
+    return -len(split[0]), -len(split[1]), split

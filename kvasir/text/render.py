@@ -65,6 +65,7 @@ def environment() -> Environment:
         extensions=[loopcontrols, Generation],
         optimized=False,  # else constants are worked out while compiling
     )
+    made.intercepted_binops = frozenset({"*", "**"})  # nor does writing out a constant work them out early
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
