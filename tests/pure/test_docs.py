@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def test_the_life_of_a_request_names_what_exists() -> None:
     for owner, name in re.findall(r"`?([A-Z]\w+)\.(_?[a-z]\w+)`?", text):
         assert re.search(rf"class {owner}\b", everything), f"no class {owner}"
         assert re.search(rf"def {name}\b", everything), f"no method {name} for {owner}.{name}"
+
+
+def test_every_dependency_has_its_line_and_is_used() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    base = [re.split(r"[<>=]", each)[0] for each in project["project"]["dependencies"]]
+    extras = [each for group in project["project"]["optional-dependencies"].values() for each in group]
+    wanted = {re.split(r"[<>=]", each)[0] for each in (*base, *extras, *project["build-system"]["requires"])}
+    page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in page.split("\n") if line.startswith("| `")]
+    listed = {name for cell in cells for name in CODE.findall(cell)}
+    assert listed == wanted
+    source = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "kvasir").rglob("*.py"))
+    for name in base:
+        assert re.search(rf"^\s*(import|from) {name}\b", source, re.M), f"nothing imports {name}"
