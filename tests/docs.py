@@ -20,9 +20,9 @@ def switches_page() -> str:
     """docs/switches.md."""
     return (
         "# Switches\n\n"
-        f"Every variable of the environment that Kvasir reads: {len(SWITCHES)}, and ten at most. A value that does\n"
-        "not parse ends the program with an error; an empty value counts as not set; a `KVASIR_*` variable that\n"
-        "nothing reads is warned of. `make docs` generates this page from `kvasir/settings.py`.\n\n"
+        f"Every variable of the environment that Kvasir reads: {len(SWITCHES)}, and ten at most. A value\n"
+        "that does not parse ends the program with an error; an empty value counts as not set; a `KVASIR_*`\n"
+        "variable that nothing reads is warned of. `make docs` writes this from `kvasir/settings.py`.\n\n"
         + settings_table()
     )
 
