@@ -23,8 +23,13 @@ Named = Iterator[tuple[str, Array]]
 LAYER = re.compile(r"layers?\.(\d+)\.")
 
 
-def write_gguf(name: str, path: Path, kind: gguf.GGMLQuantizationType | None = None) -> Path:
-    """The golden model `name` at `path`; matrices in the format `kind` if given and if their width allows."""
+def write_gguf(
+    name: str, path: Path, kind: gguf.GGMLQuantizationType | None = None, decoded: bool = False
+) -> Path:
+    """The golden model `name` at `path`; matrices in the format `kind` if given and if their width allows.
+
+    `decoded`: the same values written as F32.
+    """
     case, c = CASES[name], json.loads((GOLDEN / name / "config.json").read_text())
     writer = gguf.GGUFWriter(path, case.gguf)
     arch = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == case.gguf)
@@ -35,7 +40,11 @@ def write_gguf(name: str, path: Path, kind: gguf.GGMLQuantizationType | None = N
         if x.dtype == np.uint8:
             writer.add_tensor(own, x, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
         elif kind and x.ndim > 1 and x.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
-            writer.add_tensor(own, gguf.quants.quantize(x, kind), raw_dtype=kind)
+            x = gguf.quants.quantize(x, kind)
+            if decoded:
+                writer.add_tensor(own, gguf.quants.dequantize(x, kind))
+            else:
+                writer.add_tensor(own, x, raw_dtype=kind)
         else:
             writer.add_tensor(own, np.ascontiguousarray(x))
     writer.write_header_to_file()
