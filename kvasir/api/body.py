@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from kvasir.api.words import json_name, short
 from kvasir.errors import UsageError
 
 T = TypeVar("T")
@@ -50,22 +51,6 @@ def unknown(values: dict[str, Any], shape: type[msgspec.Struct]) -> tuple[str, .
     """A warning for every field that `shape` does not have."""
     extra = [name for name in values if name not in shape.__struct_encode_fields__]
     return tuple(f"unknown field {short(name)}" for name in extra)
-
-
-def json_name(value: object) -> str:
-    """What JSON calls the type of a decoded value."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, int | float):
-        return "a number"
-    return "a string" if isinstance(value, str) else "an array" if isinstance(value, list) else "an object"
-
-
-def short(text: str, limit: int = 60) -> str:
-    """`text` from a client, quoted and safe to repeat in a header, a log line or an error."""
-    return ascii(text if len(text) <= limit else text[:limit] + "...")
 
 
 def _plain(message: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from kvasir.api.body import short
+from kvasir.api.words import short
 from kvasir.errors import ModelError
 from kvasir.store.names import listing
 

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from kvasir.api.body import decode, short, typed, unknown
+from kvasir.api.body import decode, typed, unknown
 from kvasir.api.gotemplate import render_go_template
 from kvasir.api.options import Options, parse_options
+from kvasir.api.words import short
 from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, Metrics, TokenLogprob, ToolCall
 from kvasir.durations import keep_alive_s
 from kvasir.errors import UsageError

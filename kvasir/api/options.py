@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from kvasir.api.body import json_name, short
+from kvasir.api.words import json_name, short
 from kvasir.errors import UsageError
 from kvasir.sampling import SamplingParams
 

@@ -1,0 +1,92 @@
+"""Chooses the command and turns what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import kvasir
+from kvasir.errors import KvasirError, UsageError
+from kvasir.settings import SWITCHES, Settings, misspelled, read_settings
+
+COMMANDS = {
+    "run": "ask a model, or chat with it",
+    "serve": "answer over HTTP, as Ollama does",
+    "show": "what a model is, its plan, what this machine allows",
+    "list": "the models there are",
+}
+ALIASES = {"ls": "list", "start": "serve"}
+LATER = ("pull", "push", "create", "cp", "rm", "stop", "ps", "signin", "signout", "launch")
+BROKEN_PIPE, INTERRUPTED = 141, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command in `argv` (the process's by default); its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        settings = read_settings()
+        for line in misspelled():
+            print(f"kvasir: {line}", file=sys.stderr)
+        code = _dispatch(words, settings)
+        sys.stdout.flush()
+        return code
+    except KvasirError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads any more; the interpreter's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get("KVASIR_DEBUG", "0") != "0":
+            raise
+        return _fail(f"internal error: {type(error).__name__}: {error} (KVASIR_DEBUG=1 shows where)")
+
+
+def _dispatch(words: list[str], settings: Settings) -> int:
+    if not words or words[0] in ("help", "-h", "--help"):
+        if len(words) < 2:
+            print(overview())
+            return 0
+        words = [words[1], "--help"]
+    if words[0] in ("--version", "-v", "version"):
+        print(f"kvasir {kvasir.__version__}")
+        return 0
+    name = ALIASES.get(words[0], words[0])
+    if name in LATER:
+        raise UsageError(f"`kvasir {name}` is not there yet", hint="`kvasir help` shows what is")
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else "`kvasir help` shows the commands"
+        raise UsageError(
+            f"unknown {'option' if name.startswith('-') else 'command'} {name[:60]!r}", hint=hint
+        )
+    module = import_module(f"kvasir.cli.{name}")
+    code: int = module.command(words[1:], settings)
+    return code
+
+
+def overview() -> str:
+    """The help text."""
+    lines = [
+        "Kvasir runs language models.",
+        "",
+        "  kvasir run mead                  chat with the built-in model",
+    ]
+    lines += ['  kvasir run mead "What is DNS?"   ask it one thing', "", "Commands:"]
+    lines += [f"  {name:8}{what}" for name, what in COMMANDS.items()]
+    lines += ["  help    this text; `kvasir help COMMAND` for the options of a command", "", "Environment:"]
+    lines += [f"  {s.name:18}{s.form:18}{s.help}" for s in SWITCHES]
+    return "\n".join(lines)
+
+
+def _fail(message: str) -> int:
+    try:
+        print(f"kvasir: {' '.join(message.split())}", file=sys.stderr)
+    except (BrokenPipeError, UnicodeEncodeError):
+        print(f"kvasir: {message!a}", file=sys.stderr)
+    return 1

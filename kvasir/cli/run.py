@@ -1,0 +1,190 @@
+"""`kvasir run MODEL [PROMPT...]`: one answer, or a chat."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from kvasir.api.options import NUMBERS, Options, parse_options
+from kvasir.chat import ChatRequest, Message
+from kvasir.cli.answer import answer, sum_up
+from kvasir.cli.parser import Parser
+from kvasir.cli.terminal import Waiting, Writer, width_of
+from kvasir.durations import keep_alive_s
+from kvasir.errors import UsageError
+from kvasir.runner.model import Model
+from kvasir.settings import Settings
+
+THINK: dict[str, bool | str] = {
+    "true": True,
+    "false": False,
+    **{n: n for n in ("low", "medium", "high", "max")},
+}
+MAX_STDIN = 64 << 20
+
+
+def command(words: Sequence[str], settings: Settings) -> int:
+    """Runs the command.  Raises KvasirError."""
+    values = parser().read(_think_with_value(words))
+    options = parse_options(_given(values))
+    think = _checked(values)
+    prompt = _prompt(values)
+    if prompt is None and not sys.stdin.isatty():
+        raise UsageError(
+            "there is no prompt", hint="give one, or standard input, or run it in a terminal to chat"
+        )
+    waiting = Waiting(f"loading {values.model}")
+    try:
+        model = load(values.model, settings, waiting)
+    except BaseException:
+        waiting.stop()
+        raise
+    try:
+        if prompt is None:
+            waiting.stop()
+            return _chat(model, values, settings, think)
+        return _once(model, values, options, prompt, think, waiting)
+    finally:
+        model.close()
+
+
+def load(name: str, settings: Settings, waiting: Waiting) -> Model:
+    """The model called `name`, with the settings' threads and cache format."""
+
+    def progress(stage: str) -> None:
+        waiting.say(f"loading {name}: {stage}")
+
+    return Model.load(name, threads=settings.threads, kv_format=settings.kv, progress=progress)
+
+
+def parser() -> Parser:
+    """The options of `kvasir run`."""
+    it = Parser("run", "Ask a model, or chat with it.  Text on standard input goes before PROMPT.")
+    it.add_argument("model", help="a name from `kvasir list`, a GGUF file, or a folder with safetensors")
+    it.add_argument("prompt", nargs="*", help="what to ask; without it, a chat")
+    it.add_argument("--system", help="the system message")
+    it.add_argument(
+        "--raw", action="store_true", help="the prompt goes in as it is, without the chat template"
+    )
+    it.add_argument("--verbose", action="store_true", help="print timings after the answer")
+    it.add_argument("--think", metavar="LEVEL", help="think first: true, false, low, medium, high or max")
+    it.add_argument("--nowordwrap", action="store_true", help="do not break lines between words")
+    it.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer before TEXT; may be repeated"
+    )
+    for name, option in NUMBERS.items():
+        flag = "--" + name.replace("_", "-")
+        kind = "N" if option.whole else "X"
+        it.add_argument(flag, dest=name, metavar=kind, type=_number, help=f"default {option.default}")
+    it.add_argument(
+        "--keepalive", metavar="DURATION", help="taken for Ollama's sake; the model goes with the program"
+    )
+    it.add_argument("--format", help=argparse.SUPPRESS)
+    it.add_argument("--hidethinking", action="store_true", help=argparse.SUPPRESS)
+    return it
+
+
+def _number(text: str) -> float | int:
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
+
+
+def _think_with_value(words: Sequence[str]) -> list[str]:
+    """Ollama's --think may stand alone; its value comes behind = only."""
+    end = list(words).index("--") if "--" in words else len(words)
+    return ["--think=true" if word == "--think" and n < end else word for n, word in enumerate(words)]
+
+
+def _given(values: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(values, name) for name in NUMBERS}
+    return {**given, "stop": values.stop}
+
+
+def _checked(values: argparse.Namespace) -> bool | str | None:
+    """The value of --think.  Raises UsageError for it and for options that are known and not there yet."""
+    if values.format or values.hidethinking:
+        raise UsageError(f"--{'format' if values.format else 'hidethinking'} is not supported yet")
+    if values.keepalive is not None:
+        keep_alive_s(values.keepalive)
+    if values.raw and values.system:
+        raise UsageError("--raw sends the prompt as it is, so --system has no place", hint="leave one out")
+    if values.think is None:
+        return None
+    if values.think not in THINK:
+        raise UsageError(f"--think={values.think[:40]} is unknown", hint=f"it is one of {', '.join(THINK)}")
+    return THINK[values.think]
+
+
+def _prompt(values: argparse.Namespace) -> str | None:
+    """Standard input, if it is no terminal, and the words behind the model; None when there is neither."""
+    parts = list(values.prompt)
+    if not sys.stdin.isatty():
+        raw = sys.stdin.buffer.read(MAX_STDIN + 1)
+        if len(raw) > MAX_STDIN:
+            raise UsageError(f"standard input is longer than {MAX_STDIN >> 20} MB")
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"standard input is not valid UTF-8 (byte {error.start})", hint="convert it with iconv"
+            ) from None
+        parts = [text, *parts] if text.strip() else parts
+    prompt = " ".join(parts)
+    try:
+        prompt.encode()
+        (values.system or "").encode()
+    except UnicodeEncodeError:
+        raise UsageError("the prompt is not valid UTF-8") from None
+    return prompt if prompt.strip() else None
+
+
+def _once(
+    model: Model,
+    values: argparse.Namespace,
+    options: Options,
+    prompt: str,
+    think: bool | str | None,
+    waiting: Waiting,
+) -> int:
+    if model.is_embedding:
+        waiting.stop()
+        print(json.dumps(model.embed([prompt])[0]))
+        return 0
+    request = first_request(model, options, prompt, values.system or "", values.raw, think)
+    writer = Writer(sys.stdout, None if values.nowordwrap else width_of(sys.stdout))
+    said = answer(model, request, writer, waiting)
+    sum_up(said, model.load_s, values.verbose, options.params.max_tokens)
+    return 0 if said.finished else 130
+
+
+def first_request(
+    model: Model, options: Options, prompt: str, system: str, raw: bool, think: bool | str | None
+) -> ChatRequest:
+    """A request for one answer.  Raises UsageError when the model cannot do what is wished."""
+    if think and "thinking" not in model.info.capabilities:
+        raise UsageError(f"{model.info.name} does not support thinking", hint="leave --think out")
+    if raw or model.prompter.template is None:
+        if system:
+            raise UsageError(f"{model.info.name} has no chat template, so it takes no system message")
+        return ChatRequest(params=options.params, prompt=prompt, max_context=options.max_context)
+    start = (Message("system", system),) if system else ()
+    return ChatRequest(
+        params=options.params,
+        messages=(*start, Message("user", prompt)),
+        think=think,
+        max_context=options.max_context,
+    )
+
+
+def _chat(model: Model, values: argparse.Namespace, settings: Settings, think: bool | str | None) -> int:
+    from kvasir.cli.chat import Chat, keyboard  # noqa: PLC0415  prompt_toolkit costs 0.2 s, and only a chat needs it
+
+    chat = Chat(model, settings, {k: v for k, v in _given(values).items() if v is not None})
+    chat.system, chat.think, chat.raw = values.system or "", think, values.raw
+    chat.verbose, chat.wrap = values.verbose, not values.nowordwrap
+    return chat.talk(keyboard())

@@ -1,0 +1,127 @@
+"""`kvasir serve`: the HTTP server, on this machine unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import kvasir
+from kvasir.api.doors import is_loopback
+from kvasir.api.server import House, server
+from kvasir.cli.parser import Parser
+from kvasir.errors import UsageError
+from kvasir.runner.model import Model
+from kvasir.runner.registry import Models
+from kvasir.settings import Address, Settings, parse_address
+from kvasir.store.names import find
+
+LISTENING = "0A"  # a state in /proc/net/tcp
+
+
+def command(words: Sequence[str], settings: Settings) -> int:
+    """Runs the command until a signal ends it.  Raises UsageError when it cannot listen."""
+    it = Parser(
+        "serve", "Answer over HTTP: Ollama's /api/generate, /api/chat, /api/tags, /api/version and more."
+    )
+    it.add_argument("--host", help="address to listen on, HOST or HOST:PORT; default 127.0.0.1")
+    it.add_argument("--port", type=int, help="port; default 11434")
+    it.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow an address that others reach, though there are no API keys yet",
+    )
+    it.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="serve MODEL (a path too) as NAME; '*' for any",
+    )
+    values = it.read(words)
+    address = parse_address(values.host) if values.host else settings.host
+    if values.port is not None:
+        if not 0 <= values.port < 65536:
+            raise UsageError(f"--port {values.port} must be between 0 and 65535")
+        address = Address(address.host, values.port)
+    if not is_loopback(address.host) and not values.insecure:
+        raise UsageError(
+            f"{address} can be reached by others and there are no API keys yet: anyone could use your models",
+            hint="stay on 127.0.0.1, or add --insecure on a network that you trust",
+        )
+    aliases = dict(_alias(text) for text in values.alias)
+    listener = listen(address)
+    logging.basicConfig(
+        level=logging.INFO if settings.debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    models = Models(partial(Model.load, threads=settings.threads, kv_format=settings.kv))
+    house = House(models, settings.keep_alive_s, aliases, address.host)
+    bound = Address(address.host, listener.getsockname()[1])
+    print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
+    try:
+        server(house, bound, access_log=settings.debug > 0).run(sockets=[listener])
+    finally:
+        house.close()
+        models.close()
+    return 0
+
+
+def listen(address: Address) -> socket.socket:
+    """A socket that listens.  Raises UsageError that names who holds the port."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno not in (98, 48, 10048):  # address in use, on Linux, macOS, Windows
+            raise UsageError(f"cannot listen on {address}: {error.strerror or error}") from None
+        who = holder(address.port)
+        text = f"port {address.port} is taken" + (f" by {who}" if who else "")
+        raise UsageError(text, hint=f"choose another with --port {_other(address.port)}") from None
+    listener.set_inheritable(False)
+    return listener
+
+
+def holder(port: int, proc: Path = Path("/proc")) -> str:
+    """The program that listens on a port, "ollama (pid 123)"; empty where the system does not tell."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (proc / "net" / table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for fields in (line.split() for line in lines):
+            if fields[3] == LISTENING and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    for folder in proc.glob("[0-9]*"):
+        try:
+            if any(str(fd.readlink()) in inodes for fd in (folder / "fd").iterdir()):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                name = Path(words[0].decode("utf-8", "replace")).name or (folder / "comm").read_text().strip()
+                script = next(
+                    (w for w in words[1:2] if name.startswith("python") and not w.startswith(b"-")), b""
+                )
+                name = Path(script.decode("utf-8", "replace")).name or name
+                return f"{name} (pid {folder.name})"
+        except OSError:
+            continue  # another user's process, or one that has just ended
+    return ""
+
+
+def _other(port: int) -> int:
+    return port + 1 if port < 65535 else 11435
+
+
+def _alias(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not (name and equals and model):
+        raise UsageError(f"--alias {text[:60]!r}: write NAME=MODEL")
+    find(model)
+    return name, model

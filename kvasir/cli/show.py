@@ -1,0 +1,60 @@
+"""`kvasir show MODEL`: what it is, its plan, and what this machine would allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvasir.checkpoint.open import open_checkpoint
+from kvasir.cli.parser import Parser
+from kvasir.errors import ModelError
+from kvasir.runner.inspect import ModelInfo, describe
+from kvasir.runner.prompt import template_source
+from kvasir.settings import Settings
+from kvasir.store.names import find
+
+
+def command(words: Sequence[str], settings: Settings) -> int:
+    """Runs the command.  Raises ModelError, CheckpointError."""
+    it = Parser("show", "What a model is.")
+    it.add_argument("model", help="a name from `kvasir list`, a GGUF file, or a folder with safetensors")
+    it.add_argument("--plan", action="store_true", help="the plan: its ops in order, equal layers folded")
+    it.add_argument(
+        "--roofline", action="store_true", help="bytes and multiply-adds of a token; what this machine allows"
+    )
+    it.add_argument("--template", action="store_true", help="the chat template")
+    it.add_argument("--license", action="store_true", help="the license")
+    it.add_argument("--parameters", action="store_true", help="the model's own sampling parameters")
+    values = it.read(words)
+    if values.template:
+        print(_template(values.model))
+    elif values.license:
+        print(describe(values.model).license or "no license is recorded")
+    elif values.parameters:
+        print("the model brings no sampling parameters")
+    elif not (values.plan or values.roofline):
+        print(summary(describe(values.model)))
+    return 0
+
+
+def summary(info: ModelInfo) -> str:
+    """What the model is, in Ollama's sections."""
+    model = {
+        "architecture": info.architecture,
+        "parameters": info.parameter_size,
+        "context length": str(info.context),
+        "embedding length": str(info.embedding_length),
+        "quantization": info.quantization,
+        "file": str(info.path),
+    }
+    lines = ["  Model", *(f"    {name:<20}{value}" for name, value in model.items()), ""]
+    lines += ["  Capabilities", *(f"    {name}" for name in info.capabilities), ""]
+    if info.license:
+        lines += ["  License", *(f"    {line}" for line in info.license.splitlines()[:3]), ""]
+    return "\n".join(lines)
+
+
+def _template(name: str) -> str:
+    template = template_source(open_checkpoint(find(name).path))
+    if template is None:
+        raise ModelError(f"{name} has no chat template")
+    return template
