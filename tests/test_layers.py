@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent / "kvasir"
 
 # Lowest first; names in one row may import each other only where ALLOWED says so.
 LAYERS = (
-    ("errors", "settings", "durations"),
+    ("errors",),
+    ("durations",),
+    ("settings",),
     ("plan", "quant", "sampling"),
     ("chat",),
     ("text", "store", "checkpoint"),
