@@ -148,6 +148,7 @@ class Model:
             self._inbox.closing = True
             self._changed.notify()
         self._thread.join()
+        self.prompter.close()
 
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for.  Only while idle."""

@@ -27,7 +27,15 @@ class Prompter:
         """
         tokenizer = tokenizer_of(checkpoint)
         source = template_source(checkpoint)
-        return cls(tokenizer, None if source is None else _template(source, tokenizer))
+        template = None if source is None else _template(source, tokenizer)
+        if template:
+            template.warm()
+        return cls(tokenizer, template)
+
+    def close(self) -> None:
+        """Ends the process that renders the template."""
+        if self.template:
+            self.template.close()
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -94,7 +102,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def template_source(checkpoint: Checkpoint) -> str | None:
-    """The Jinja source of the checkpoint's chat template, or None.  Raises CheckpointError if it is unreadable."""
+    """The Jinja source of the checkpoint's chat template, or None.  CheckpointError if it is unreadable."""
     try:
         if checkpoint.kind == "gguf":
             return select_template(checkpoint.metadata.get("tokenizer.chat_template"))
@@ -105,7 +113,7 @@ def template_source(checkpoint: Checkpoint) -> str | None:
 
 def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
     bos = tokenizer.piece(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
-    eos = tokenizer.piece(min(tokenizer.eos_ids)) if tokenizer.eos_ids else ""
+    eos = tokenizer.piece(tokenizer.eos_id) if tokenizer.eos_id is not None else ""
     return ChatTemplate(source, bos, eos)
 
 
