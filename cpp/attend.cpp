@@ -8,7 +8,7 @@ inline namespace KVASIR_ISA_NS {
 
 namespace {
 
-constexpr int kTogether = 4;  // query heads that read a tile together: 8 sums, the most that stay in registers with two loads
+constexpr int kTogether = 4;  // queries that read a tile together: 8 sums keep both multipliers busy and stay in registers
 
 KVASIR_INLINE f8 read(const float* p) { return load(p); }
 KVASIR_INLINE f8 read(const uint16_t* p) { return load_half(p); }
@@ -18,13 +18,13 @@ KVASIR_INLINE void write(uint16_t* p, float x) { *p = float_to_half(x); }
 
 // s[g][u] = q[g] . k[u] for the 16 keys of a tile.  k: [d][16]
 template <int G, class E>
-inline void scores(const E* k, const float* q, int64_t d, f8 (*s)[2]) {
+inline void scores(const E* k, const float* const* q, int64_t d, f8 (*s)[2]) {
     f8 a[G][2];
     for (int g = 0; g < G; g++) a[g][0] = a[g][1] = all(0);
     for (int64_t i = 0; i < d; i++) {
         f8 k0 = read(k + i * kBlock), k1 = read(k + i * kBlock + 8);
         for (int g = 0; g < G; g++) {
-            f8 by = all(q[g * d + i]);
+            f8 by = all(q[g][i]);
             a[g][0] = fma(by, k0, a[g][0]);
             a[g][1] = fma(by, k1, a[g][1]);
         }
@@ -48,7 +48,7 @@ inline void weigh(const E* v, const float* p, float* y, int64_t stride, int from
         for (int c = 0; c < C; c++) store(y + g * stride + c * 8, a[g][c]);
 }
 
-// The running softmax of G query heads of one row.
+// The running softmax of G queries: heads of a row, or of neighbouring rows where all see the whole tile.
 struct Running {
     float* sums;   // [G][stride]  sum of p v so far
     float* peak;   // [G]          greatest score so far
@@ -56,7 +56,7 @@ struct Running {
 };
 
 template <int G, class E>
-inline void visit(const E* k, const E* v, const float* q, int64_t d, int64_t stride, const AttendShape& shape, int from, int to,
+inline void visit(const E* k, const E* v, const float* const* q, int64_t d, int64_t stride, const AttendShape& shape, int from, int to,
                   Running r) {
     f8 s[G][2];
     float p[G * kBlock];
@@ -103,7 +103,10 @@ class AttendOp : public Op {
     void begin(const Step& s) override {
         if (own_) cache_->reserve(s.fresh_blocks.back());
         if (static_cast<size_t>(s.threads) > scratch_.size()) scratch_.resize(static_cast<size_t>(s.threads));
-        for (Buffer& b : scratch_) b.reserve(static_cast<size_t>(floats_) * sizeof(float));
+        for (Scratch& mine : scratch_) {
+            mine.floats.reserve(static_cast<size_t>(floats_) * sizeof(float));
+            mine.queries.resize(static_cast<size_t>(kTileRows * group_));
+        }
     }
 
     Work work(const Step& s, int phase) const override {
@@ -154,27 +157,37 @@ class AttendOp : public Op {
     void look(const Step& s, const Tile& tile, int head, int thread) {
         const Cache& c = *cache_;
         const int64_t stride = c.v_stride, rows = tile.end - tile.begin, n = tile.sequence;
-        float* sums = scratch_[static_cast<size_t>(thread)].as<float>();
+        Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+        float* sums = scratch.floats.as<float>();
         float* total = sums + rows * group_ * stride;
         float* peak = total + rows * group_ * 8;
         std::fill(sums, peak, 0.0f);
         std::fill(peak, peak + rows * group_, -kInfinity);
+        const float** queries = scratch.queries.data();
+        for (int64_t i = 0; i < rows * group_; i++)
+            queries[i] = s.at(q_, tile.begin + i / group_) + (head * group_ + i % group_) * c.k_dim;
         const int64_t end = position(s, s.starts[n + 1] - 1) + 1, last = position(s, tile.end - 1);
         const int64_t first = oldest(position(s, tile.begin));
         for (int64_t b = first / kBlock; b * kBlock < (shape_.causal ? last + 1 : end); b++) {
             const E* k = reinterpret_cast<const E*>(c.tile(block(s, n, b), head));
             const E* v = k + c.k_dim * kBlock;
+            auto visit = [&](int64_t begin, int64_t stop, int64_t from, int64_t to) {  // queries [begin, stop), keys [from, to)
+                for (int64_t i = begin; i < stop; i += kTogether) {
+                    Running now{sums + i * stride, peak + i, total + i * 8};
+                    some(std::min<int64_t>(kTogether, stop - i), k, v, queries + i, static_cast<int>(from), static_cast<int>(to), now);
+                }
+            };
+            bool whole = oldest(last) <= b * kBlock && (!shape_.causal || position(s, tile.begin) >= (b + 1) * kBlock - 1) &&
+                         end >= (b + 1) * kBlock;
+            if (whole) {
+                visit(0, rows * group_, 0, kBlock);
+                continue;
+            }
             for (int64_t r = 0; r < rows; r++) {
                 int64_t at = position(s, tile.begin + r);
                 int64_t from = std::max<int64_t>(0, oldest(at) - b * kBlock);
                 int64_t to = std::min<int64_t>(kBlock, (shape_.causal ? at + 1 : end) - b * kBlock);
-                if (from >= to) continue;
-                const float* q = s.at(q_, tile.begin + r) + head * group_ * c.k_dim;
-                for (int g = 0; g < group_; g += kTogether) {
-                    int64_t i = r * group_ + g;
-                    Running now{sums + i * stride, peak + i, total + i * 8};
-                    some(std::min(kTogether, group_ - g), k, v, q + g * c.k_dim, static_cast<int>(from), static_cast<int>(to), now);
-                }
+                if (from < to) visit(r * group_, (r + 1) * group_, from, to);
             }
         }
         for (int64_t r = 0; r < rows; r++)
@@ -187,7 +200,7 @@ class AttendOp : public Op {
     int64_t oldest(int64_t at) const { return shape_.window > 0 ? std::max<int64_t>(0, at - shape_.window + 1) : 0; }
 
     template <class E>
-    void some(int g, const E* k, const E* v, const float* q, int from, int to, Running r) const {
+    void some(int64_t g, const E* k, const E* v, const float* const* q, int from, int to, Running r) const {
         const int64_t d = cache_->k_dim, stride = cache_->v_stride;
         switch (g) {
             case 1: return visit<1>(k, v, q, d, stride, shape_, from, to, r);
@@ -208,6 +221,11 @@ class AttendOp : public Op {
         map(sums, s.at(out_, t) + h * cache_->v_dim, cache_->v_dim, [by](f8 x) { return x * by; });
     }
 
+    struct Scratch {
+        Buffer floats;
+        std::vector<const float*> queries;
+    };
+
     Value q_, k_, v_, out_;
     AttendShape shape_;
     Floats sinks_;
@@ -215,7 +233,7 @@ class AttendOp : public Op {
     std::shared_ptr<Cache> cache_;
     int group_;
     int64_t floats_;
-    std::vector<Buffer> scratch_;
+    std::vector<Scratch> scratch_;  // one a thread
 };
 
 }  // namespace

@@ -22,7 +22,7 @@ namespace kvasir {
 inline namespace KVASIR_ISA_NS {
 
 constexpr int kBlock = 16;    // tokens a cache block, as in kvasir/backends/base.py
-constexpr int kTileRows = 4;  // rows of one sequence that attend together
+constexpr int kTileRows = 8;  // rows of one sequence that attend together
 constexpr int kBases = 4;     // where values live: rows T, rows R, rows N, and the caller's output
 
 // A matrix in the arena: row r begins at base + offset * rows + r * stride + column (floats).

@@ -67,9 +67,11 @@ KVASIR_INLINE float sum(f8 v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 KVASIR_INLINE float largest(f8 v) {
-    float m = v[0];
-    for (int i = 1; i < 8; i++) m = v[i] > m ? v[i] : m;
-    return m;
+    f8 w = __builtin_shuffle(v, i8{4, 5, 6, 7, 0, 1, 2, 3});
+    v = v > w ? v : w;
+    w = __builtin_shuffle(v, i8{2, 3, 0, 1, 6, 7, 4, 5});
+    v = v > w ? v : w;
+    return v[0] > v[1] ? v[0] : v[1];
 }
 
 // x = n ln 2 + r with |r| <= ln 2 / 2: e^r - 1 by its series to r^7 (error 5e-9), and 2^n as two factors so that the ends
