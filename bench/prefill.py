@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.measure import Spread, machine, report, say
-from bench.subject import arguments, cost, models
+from bench.subject import arguments, models, prompt_macs
 from kvasir import LLM
 
 
@@ -32,12 +32,12 @@ def measure(name: str, path: str, runs: int, n_tokens: int, threads: int | None)
         for i in range(runs):
             times.append(once(i + 1))
             say(f"  {name}: run {i + 1} of {runs}: {n_tokens / times[-1]:.0f} tokens/s")
-        n_products = cost(llm, rows=n_tokens, position=n_tokens // 2).n_products
+        macs = prompt_macs(llm, n_tokens)
     return {
         "model": name,
         "prompt": n_tokens,
         "tokens/s": Spread.of([n_tokens / t for t in times]),
-        "G multiply-adds/s": Spread.of([n_products / t / 1e9 for t in times]),
+        "G multiply-adds/s": Spread.of([macs / t / 1e9 for t in times]),
         "first token after, s": Spread.of(times),
     }
 

@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
 
 from bench.measure import RUNS
 from bench.models import model_file
 from kvasir import LLM
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.models import build
-from kvasir.plan import ops
+from kvasir.plan import Plan
+from kvasir.plan.show import op_cost, plan_cost
 from kvasir.store.names import listing
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a step moves from memory and computes, as the plan counts it."""
-
-    n_bytes: float
-    n_products: float
-
-
-def cost(llm: LLM, rows: int, position: int) -> Cost:
-    """The cost of a step of `rows` tokens of one sequence, `position` tokens into it on average.
-
-    Weights count as the file has them, each read once; logits are wanted for one row.
-    """
+def counted(llm: LLM) -> tuple[Plan, dict[str, int]]:
+    """The plan of a loaded model, and the bytes of each weight as its file has them."""
     plan, weights = build(open_checkpoint(llm.model.info.path))
-    n_bytes = n_products = 0.0
+    return plan, {name: weights[name].n_bytes for name in plan.weights}
+
+
+def token_bytes(llm: LLM, past: int) -> float:
+    """Bytes that a token needs with `past` tokens behind it, computed by itself."""
+    plan, sizes = counted(llm)
+    return plan_cost(plan, sizes, past).n_bytes
+
+
+def prompt_macs(llm: LLM, n_tokens: int) -> float:
+    """Multiply-adds of a prompt; logits are wanted for its last row alone."""
+    plan, sizes = counted(llm)
+    pasts = range(1, n_tokens + 1, -(-n_tokens // 64))
+    total = 0.0
     for op in plan.ops:
-        share = op.k / weights[op.gate.name].shape[0] if isinstance(op, ops.Experts) else 1.0
-        if isinstance(op, ops.Linear | ops.Experts):
-            n_bytes += sum(weights[w.name].n_bytes for w in op.weights) * min(1.0, share * rows)
-            size = sum(prod(w.shape) for w in op.weights if len(w.shape) > 1)
-            n_products += size * share * (rows if op.out.rows == "T" else 1)
-        elif isinstance(op, ops.Attend) and op.cache:
-            past = min(position, op.window or position)
-            n_bytes += 2 * op.cache.width * past
-            n_products += rows * past * (op.q.width + op.out.width)
-    return Cost(n_bytes, n_products)
+        each = sum(op_cost(op, sizes, past).macs for past in pasts) / len(pasts)
+        total += each * (n_tokens if op.out.rows == "T" else 1)
+    return total
 
 
 def arguments(doc: str | None, tokens: int) -> argparse.Namespace:
