@@ -27,7 +27,8 @@ def erf(x: Floats) -> Floats:
 
 
 def sigmoid(x: Floats) -> Floats:
-    return np.asarray(0.5 * (np.tanh(0.5 * x) + 1), np.float32)
+    e = np.exp(-np.abs(x))  # at most 1: nothing overflows, and small results keep all their digits
+    return np.asarray(np.where(x >= 0, 1, e) / (1 + e), np.float32)
 
 
 ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {

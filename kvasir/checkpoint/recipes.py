@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +106,7 @@ def same(parts: Sequence[Part], skip: int | None) -> None:
 
 def shaped(t: Part, *shape: int) -> Part:
     """The same weights read as another shape; blocked rows must keep their width."""
-    if int(np.prod(shape)) != int(np.prod(t.shape)) or (t.format.block > 1 and shape[-1] != t.shape[-1]):
+    if prod(shape) != prod(t.shape) or (t.format.block > 1 and shape[-1] != t.shape[-1]):
         raise CheckpointError(f"{t.name} is {t.shape}, the plan wants {shape}")
     return Part(t.name, t.format, shape, lambda: flat(np.ascontiguousarray(t.raw()), shape, t.format))
 
@@ -279,14 +280,9 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def n_bytes(self, name: str) -> int:
-        """Encoded bytes of one weight, without making it."""
-        part = self.parts[name]
-        return int(np.prod(part.shape[:-1])) * part.format.row_bytes(part.shape[-1])
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(map(self.n_bytes, self.parts))
+    def sizes(self) -> dict[str, int]:
+        """Encoded bytes of each weight, without making any."""
+        return {n: prod(p.shape[:-1]) * p.format.row_bytes(p.shape[-1]) for n, p in self.parts.items()}
 
 
 def find(name: str, recipes: Recipes, source: Source, layers: str) -> Part:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from kvasir.checkpoint.config import Config
+from kvasir.checkpoint.files import read_json
 from kvasir.checkpoint.open import Checkpoint
 from kvasir.checkpoint.recipes import Weights, bare, resolve
 from kvasir.checkpoint.tensor import Tensor
@@ -53,7 +56,7 @@ def build(checkpoint: Checkpoint, context: int | None = None) -> tuple[Plan, Wei
     gguf = checkpoint.kind == "gguf"
     tensors = checkpoint.tensors if gguf else bare(checkpoint.tensors)
     factors = {n: divisors(tensors[f"{n}.weight"]) for n in GGUF_FACTORS if f"{n}.weight" in tensors}
-    given = Given(context or 0, factors, tensors)
+    given = Given(context or 0, factors, tensors, "" if gguf else pooling(checkpoint.path))
     config = inner(outer)
     plan = family.plan(config, given)
     recipes = family.gguf(config) if gguf else family.safetensors(config)
@@ -72,6 +75,23 @@ def inner(c: Config) -> Config:
     c.ignore("vision_config", "audio_config", "tie_word_embeddings", "mm_tokens_per_image", "boi_token_index",
              "eoi_token_index", "image_token_index", "video_token_index")  # fmt: skip
     return text
+
+
+def pooling(path: Path) -> str:
+    """How rows become one, by the folder's sentence-transformers module: "mean", "first", "last", or unsaid.
+
+    Raises CheckpointError for another way.
+    """
+    file = path / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return ""
+    told = {k.removeprefix("pooling_mode_"): v for k, v in read_json(file).items() if v is True}
+    ways = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last"}
+    chosen = [k for k in told if k != "include_prompt"]
+    if len(chosen) != 1 or chosen[0] not in ways:
+        raise CheckpointError(f"1_Pooling: pooling by {' and '.join(chosen) or 'nothing'} is not implemented",
+                              hint=f"known: {', '.join(ways)}")  # fmt: skip
+    return ways[chosen[0]]
 
 
 def divisors(t: Tensor) -> tuple[float, ...]:

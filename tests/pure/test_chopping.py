@@ -14,6 +14,7 @@ import pytest
 
 from kvasir.backends.base import Program
 from kvasir.errors import UsageError
+from kvasir.plan.ops import Experts
 from tests.parity.cases import CASES
 from tests.stepping import Array, Step, chopped, error, golden, program, run
 
@@ -69,6 +70,8 @@ def test_cpu_gives_the_logits_of_transformers(name: str) -> None:
         # and that row is another row.  Most rows are close.
         rows = np.abs(got - want).max(1) / np.abs(want).max()
         assert np.median(rows) < 0.05
+        exact = program(name, CpuBackend(threads=2, as_reference=[Experts]))
+        assert error(run(exact, [tokens], [[(0, len(tokens))]])[0], want) < 1e-4
     else:
         assert error(got, want) < 1e-4
 

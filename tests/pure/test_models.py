@@ -126,6 +126,23 @@ def test_old_and_new_names_of_rope_scaling_mean_the_same(tmp_path: Path) -> None
     assert str(plan) + "\n" == (PLANS / "llama.txt").read_text()
 
 
+def test_bert_pools_as_the_folder_says(tmp_path: Path) -> None:
+    checkpoint = changed(tmp_path, "bert")
+    folder = tmp_path / "bert" / "1_Pooling"
+    folder.mkdir()
+
+    def how(**told: bool) -> str:
+        (folder / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **told}))
+        op = build(checkpoint)[0].ops[-1]
+        assert isinstance(op, ops.Pool)
+        return op.how
+
+    assert how(pooling_mode_mean_tokens=True, pooling_mode_cls_token=False) == "mean"
+    assert how(pooling_mode_cls_token=True, include_prompt=True) == "first"
+    with pytest.raises(CheckpointError, match="max_tokens"):
+        how(pooling_mode_max_tokens=True)
+
+
 # -- wrong files ----------------------------------------------------------------------------------
 
 
