@@ -13,6 +13,8 @@ from kvasir.runner.prompt import Prompter
 class Answer(Protocol):
     """The events of one request, as they come."""
 
+    n_truncated: int
+
     def __aiter__(self) -> AsyncIterator[Event]: ...
     def cancel(self) -> None: ...
 

@@ -210,7 +210,6 @@ class Reply:
         self._token_ids: list[int] = []
         self._logprobs: list[dict[str, Any]] = []
         self._n_logprobs_sent = 0
-        self.n_truncated = 0
 
     def line(self, event: Event) -> bytes:
         """The NDJSON line for an event; nothing for a piece that shows no text yet."""
@@ -247,7 +246,6 @@ class Reply:
         return {**head, "response": text}
 
     def _final(self, event: Finished, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-        self.n_truncated = event.metrics.n_truncated
         body = {**self._head(text), "done": True}
         if event.reason != "abort":
             body["done_reason"] = event.reason

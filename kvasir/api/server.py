@@ -112,8 +112,13 @@ class House:
 
     async def ps(self, request: Request) -> Response:
         now = datetime.now(UTC)
-        seats = [(seat.model, seat.expires or now) for seat in self.residents.seats()]
-        return json_response({"models": [catalog.running(m.info, at) for m, at in seats if m]})
+        names = {target: alias for alias, target in self.aliases.items() if "/" in target}
+        entries = [
+            catalog.running(called(seat.model.info, names.get(seat.name, seat.name)), seat.expires or now)
+            for seat in self.residents.seats()
+            if seat.model
+        ]
+        return json_response({"models": entries})
 
     async def show(self, request: Request) -> Response:
         name, verbose = catalog.parse_show(await read_body(request))
@@ -139,7 +144,7 @@ class House:
         target = resolve(name, self.aliases)
         checkpoint = open_checkpoint(find(target).path)
         template = template_source(checkpoint) or ""
-        return catalog.shown(describe(target), checkpoint.metadata, template, verbose)
+        return catalog.shown(called(describe(target), name), checkpoint.metadata, template, verbose)
 
 
 class Streaming(Response):
@@ -165,6 +170,8 @@ class Streaming(Response):
     async def _work(self, send: Send) -> None:
         async with self._house.residents.use(self._target, self._asked.keep_alive_s) as held:
             stream = await self._house.in_thread(lambda: submit(self._asked, held.model))
+            if self._asked.truncate:
+                self.headers["x-kvasir-truncated"] = str(stream.n_truncated)
             try:
                 await (self._lines if self._asked.stream else self._whole)(held, stream, send)
             finally:
@@ -194,8 +201,6 @@ class Streaming(Response):
                 raise CapacityError("the answer was cancelled", hint="try again")
             body = reply.whole(event) or body
         self.headers["content-length"] = str(len(body))
-        if self._asked.truncate:
-            self.headers["x-kvasir-truncated"] = str(reply.n_truncated)
         await self._start(send)
         await send({"type": "http.response.body", "body": body})
 
@@ -204,6 +209,11 @@ class Streaming(Response):
 
     def _reply(self, held: Held) -> Reply:
         return Reply(self._asked, held.load_s, held.model.prompter.tokenizer.token_bytes)
+
+
+def called(info: ModelInfo, name: str) -> ModelInfo:
+    """`info` under the name that a client may see: never with a folder."""
+    return replace(info, name=Path(name).name)
 
 
 def submit(asked: Asked, model: Loaded) -> Answer:

@@ -17,7 +17,7 @@ from kvasir.errors import UsageError
 from kvasir.runner.model import Model
 from kvasir.runner.registry import Models
 from kvasir.settings import Address, Settings, parse_address
-from kvasir.store.names import find
+from kvasir.store.names import find, listing
 
 LISTENING = "0A"  # a state in /proc/net/tcp
 
@@ -123,5 +123,6 @@ def _alias(text: str) -> tuple[str, str]:
     name, equals, model = text.partition("=")
     if not (name and equals and model):
         raise UsageError(f"--alias {text[:60]!r}: write NAME=MODEL")
-    find(model)
-    return name, model
+    path = find(model).path.resolve()
+    known = (file.name for file in listing() if file.path.resolve() == path)
+    return name, next(known, model)  # under its own name, so that it is not loaded twice

@@ -99,7 +99,7 @@ class Model:
             raise UsageError(f"{self.info.name} is an embedding model and writes no text", hint="use embed")
         limit = self._engine.limit(request.max_context)
         tokens, n_truncated = self.prompter.tokens(request, limit)
-        stream = Stream(request.params.n, tuple(tokens), self._cancel)
+        stream = Stream(request.params.n, tuple(tokens), self._cancel, n_truncated)
         skip, params = request.params.skip_special_tokens, request.params
         answers = []
         for index in range(params.n):

@@ -19,8 +19,14 @@ class Stream:
     anywhere, any number of times; the stream then ends with `Finished("abort")` for the answers not yet done.
     """
 
-    def __init__(self, n_answers: int, prompt_token_ids: tuple[int, ...], cancel: Callable[[Stream], None]):
-        self.prompt_token_ids = prompt_token_ids
+    def __init__(
+        self,
+        n_answers: int,
+        prompt_token_ids: tuple[int, ...],
+        cancel: Callable[[Stream], None],
+        n_truncated: int = 0,
+    ):
+        self.prompt_token_ids, self.n_truncated = prompt_token_ids, n_truncated
         self._open = n_answers
         self._cancel = cancel
         self._events: deque[Event | KvasirError] = deque()

@@ -75,7 +75,7 @@ class FakeModel:
                 f"the prompt has {len(tokens)} tokens and the context holds {limit}", hint="shorten it"
             )
         stop = threading.Event()
-        stream = Stream(1, tuple(tokens[:limit]), lambda _: self._cancel(stop))
+        stream = Stream(1, tuple(tokens[:limit]), lambda _: self._cancel(stop), max(len(tokens) - limit, 0))
         threading.Thread(
             target=self._play, args=(request, stream, stop, len(tokens), limit), daemon=True
         ).start()

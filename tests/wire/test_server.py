@@ -230,6 +230,8 @@ def test_warnings_and_truncation() -> None:
         assert r.status_code == 400 and "100" in r.json()["error"]
         r = ask(url, prompt="x" * 600, stream=False, truncate=True)
         assert r.json()["truncated_count"] == 88 and r.headers["x-kvasir-truncated"] == "88"
+        r = ask(url, prompt="x" * 600, truncate=True)
+        assert r.headers["x-kvasir-truncated"] == "88"
 
 
 def test_context_goes_before_the_prompt() -> None:
