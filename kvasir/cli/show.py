@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
+from kvasir.backends.cpu import kernels
+from kvasir.backends.cpu_threads import cores
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.cli.parser import Parser
-from kvasir.errors import ModelError
+from kvasir.errors import ModelError, UsageError
+from kvasir.models import build
+from kvasir.plan.show import roofline, show
 from kvasir.runner.inspect import ModelInfo, describe
 from kvasir.runner.prompt import template_source
 from kvasir.settings import Settings
 from kvasir.store.names import find
+
+SWEEP_MB = 256  # larger than any cache, small enough to be quick
 
 
 def command(words: Sequence[str], settings: Settings) -> int:
@@ -21,6 +28,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
     it.add_argument(
         "--roofline", action="store_true", help="bytes and multiply-adds of a token; what this machine allows"
     )
+    it.add_argument("--past", type=int, default=0, metavar="N", help="tokens behind the one that is counted")
     it.add_argument("--template", action="store_true", help="the chat template")
     it.add_argument("--license", action="store_true", help="the license")
     it.add_argument("--parameters", action="store_true", help="the model's own sampling parameters")
@@ -31,9 +39,25 @@ def command(words: Sequence[str], settings: Settings) -> int:
         print(describe(values.model).license or "no license is recorded")
     elif values.parameters:
         print("the model brings no sampling parameters")
-    elif not (values.plan or values.roofline):
+    elif values.plan or values.roofline:
+        if not 0 <= values.past < 2**31:
+            raise UsageError("--past must be a number of tokens from 0")
+        print("\n\n".join(_costs(values, settings)))
+    else:
         print(summary(describe(values.model)))
     return 0
+
+
+def _costs(values: argparse.Namespace, settings: Settings) -> list[str]:
+    """The plan, and what memory allows: as many threads read a buffer larger than the caches."""
+    plan, weights = build(open_checkpoint(find(values.model).path))
+    sizes, told = weights.sizes(), []
+    if values.plan:
+        told.append(show(plan, sizes, values.past))
+    if values.roofline:
+        threads = min(settings.threads or cores(), cores())
+        told.append(roofline(plan, sizes, values.past, kernels().bandwidth(SWEEP_MB, threads)))
+    return told
 
 
 def summary(info: ModelInfo) -> str:
