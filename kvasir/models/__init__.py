@@ -73,7 +73,7 @@ def inner(c: Config) -> Config:
     if text is None:
         return c
     c.ignore("vision_config", "audio_config", "tie_word_embeddings", "mm_tokens_per_image", "boi_token_index",
-             "eoi_token_index", "image_token_index", "video_token_index")  # fmt: skip
+             "eoi_token_index", "image_token_index", "video_token_index", "language_model_only")  # fmt: skip
     return text
 
 

@@ -24,6 +24,7 @@ def gemma2(c: Config, given: Given) -> Plan:
     m = dims(c, given, tied=True)
     r, told = rotation(c, given, m.d), c.has("architectures")  # a GGUF file that says nothing means 50 and 30
     windows = b.layer_windows(c, m.layers, lambda i: i % 2 == 0, 4096)
+    c.must("sliding_window_size", max(windows))
     cap = c.float("attn_logit_softcapping", 0.0 if told else 50.0)
     last = c.float("final_logit_softcapping", 0.0 if told else 30.0)
     return gemma("gemma2", c, m, windows, r, r, 46, cap, last)

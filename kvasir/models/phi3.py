@@ -12,7 +12,10 @@ from kvasir.plan import Plan
 
 def phi3(c: Config, given: Given) -> Plan:
     c.must("hidden_act", "silu")
-    c.must("attention_bias", False)
+    for key in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        c.must(key, False)
+    for key in ("full_attn_mod", "interpolate_factor"):
+        c.must(key, 1)
     m = dims(c, given)
     r, window, ffn = rotation(c, given, m.d), c.int("sliding_window", 0), c.int("intermediate_size")
     c.ignore("original_max_position_embeddings")  # means nothing without scaling

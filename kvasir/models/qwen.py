@@ -20,6 +20,7 @@ Kind = Literal["qwen2", "qwen3", "qwen3moe"]
 
 def qwen(kind: Kind, c: Config, given: Given) -> Plan:
     c.must("hidden_act", "silu")
+    c.must("use_mrope", False)
     m = dims(c, given)
     r, windows, dense = rotation(c, given, m.d), sliding(c, m, kind), dense_layers(c, m, kind)
     bias = c.bool("attention_bias", "blk.0.attn_q.bias" in given.tensors) if kind != "qwen2" else False

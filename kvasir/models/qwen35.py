@@ -58,6 +58,7 @@ def qwen35(c: Config, given: Given) -> Plan:
     c.must("hidden_act", "silu")
     c.must("attention_bias", False)
     c.must("attn_output_gate", True)
+    c.must("mlp_only_layers", [])
     c.ignore("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mrope_section")
     table(c).ignore("mrope_section", "mrope_interleaved")  # text moves along all three axes at once
     m, ffn, heads = sizes(c, given), c.int("intermediate_size"), Heads.of(c)
