@@ -21,6 +21,7 @@ from tests.stepping import compare
 
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 LIMIT_BYTES = 300_000
+CLOSE = 1e-4
 
 
 def make(name: str, case: Case) -> None:
@@ -44,7 +45,10 @@ def make(name: str, case: Case) -> None:
     np.savez_compressed(folder / "golden.npz", tokens=tokens, logits=logits(model, tokens))
     size = sum(f.stat().st_size for f in folder.iterdir())
     assert size < LIMIT_BYTES, f"{name}: {size} bytes"
-    print(f"{name:18} {size / 1000:6.0f} kB  {compare(name):.1e}")
+    off = compare(name)
+    print(f"{name:18} {size / 1000:6.0f} kB  {off:.1e}")
+    if not off < CLOSE:
+        raise SystemExit(f"{name}: {off:.1e} from the logits of transformers, at most {CLOSE:.0e} is allowed")
 
 
 def drawn(rng: np.random.Generator, key: str, shape: tuple[int, ...]) -> np.ndarray:
