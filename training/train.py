@@ -1,7 +1,8 @@
 """Trains mead or its draft model on the corpus: `python -m training.train --model mead --minutes 75`.
 
-AdamW, the rate rising over the first hundredth of the budget and falling as a cosine to zero at its end. The
-budget is steps (the same weights each time on the same machine) or minutes (as many steps as fit).
+Muon for the matrices of the layers, AdamW for the rest; the rate rises over the first hundredth of the budget
+and falls as a cosine to zero at its end. The budget is steps (the same weights each time on the same machine)
+or minutes (as many steps as fit).
 """
 
 import argparse
@@ -9,8 +10,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from training import batches
 from training.corpus import read_corpus, read_heldout
 from training.model import SHAPES, Model, n_parameters
+from training.muon import Muon
 from training.phrasing import normalized
 from training.samples import Sampler
 from training.tokenizer import OUT, load
@@ -38,6 +41,7 @@ class Recipe:
     n_parts: int
     decay: float
     seed: int
+    optimizer: str
 
 
 @dataclass
@@ -64,23 +68,28 @@ def rate_at(done: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warm) / (1 - warm))))
 
 
-def optimizer_for(model: Model, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; only matrices decay, norms do not."""
-    matrices = [w for w in model.parameters() if w.dim() == 2]
-    vectors = [w for w in model.parameters() if w.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), eps=1e-9, fused=True)
+def optimizers_for(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon over the matrices of the layers and AdamW over the rest, or AdamW over all; norms do not decay."""
+    muon = recipe.optimizer == "muon"
+    inner = [w for w in model.layers.parameters() if w.dim() == 2 and muon]
+    taken = {id(w) for w in inner}
+    outer = [w for w in model.parameters() if w.dim() == 2 and id(w) not in taken]
+    norms = [w for w in model.parameters() if w.dim() < 2]
+    groups = [{"params": outer, "weight_decay": recipe.decay}, {"params": norms, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), eps=1e-9, fused=True)
+    return [Muon(inner, recipe.rate, 0.95, recipe.decay), adam] if muon else [adam]
 
 
-def save(path: Path, model: Model, optimizer: torch.optim.AdamW, state: State, recipe: Recipe) -> None:
+def save(path: Path, model: Model, optimizers: list[torch.optim.Optimizer], state: State,
+         recipe: Recipe) -> None:
     """Writes a checkpoint beside the old one, then puts it in its place."""
     part = path.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state),
-                "recipe": asdict(recipe), "shape": asdict(model.shape)}, part)
+    torch.save({"model": model.state_dict(), "optimizers": [each.state_dict() for each in optimizers],
+                "state": asdict(state), "recipe": asdict(recipe), "shape": asdict(model.shape)}, part)
     os.replace(part, path)
 
 
-def one_step(model: Model, optimizer: torch.optim.AdamW, parts: list[batches.Batch],
+def one_step(model: Model, optimizers: list[torch.optim.Optimizer], parts: list[batches.Batch],
              loss_of: LossOf) -> float:
     """Gradients over all parts, one update; the mean loss in nats a weighted token."""
     total = sum(float(part.weights.sum()) for part in parts)
@@ -90,8 +99,9 @@ def one_step(model: Model, optimizer: torch.optim.AdamW, parts: list[batches.Bat
         torch.autograd.backward(part_loss)
         loss += float(part_loss.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return loss
 
 
@@ -104,17 +114,18 @@ def report(state: State, recipe: Recipe, rate: float, tokens_a_s: float) -> None
           flush=True)
 
 
-def run(model: Model, optimizer: torch.optim.AdamW, feed: Iterator[list[batches.Batch]], recipe: Recipe,
-        state: State, path: Path, loss_of: LossOf) -> None:
+def run(model: Model, optimizers: list[torch.optim.Optimizer], feed: Iterator[list[batches.Batch]],
+        recipe: Recipe, state: State, path: Path, loss_of: LossOf) -> None:
     """Steps until the budget is used; saves every two minutes and at the end."""
     begin = time.monotonic() - state.elapsed_s
     last_report, last_save, seen = state.elapsed_s, state.elapsed_s, state.n_tokens
     while state.done(recipe) < 1:
         rate = rate_at(state.done(recipe), recipe.rate)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         parts = next(feed)
-        loss = one_step(model, optimizer, parts, loss_of)
+        loss = one_step(model, optimizers, parts, loss_of)
         state.loss = loss if math.isnan(state.loss) else 0.98 * state.loss + 0.02 * loss
         state.step += 1
         state.n_tokens += sum(part.n_tokens for part in parts)
@@ -123,23 +134,31 @@ def run(model: Model, optimizer: torch.optim.AdamW, feed: Iterator[list[batches.
             report(state, recipe, rate, (state.n_tokens - seen) / (state.elapsed_s - last_report))
             last_report, seen = state.elapsed_s, state.n_tokens
         if state.elapsed_s - last_save > SAVE_S:
-            save(path, model, optimizer, state, recipe)
+            save(path, model, optimizers, state, recipe)
             last_save = state.elapsed_s
-    save(path, model, optimizer, state, recipe)
+    save(path, model, optimizers, state, recipe)
 
 
-def start(recipe: Recipe, resume: bool, compile_it: bool) -> None:
+def resumed(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
+    """The recipe of the checkpoint with the budget of the new one; without a name its optimizer is AdamW."""
+    old = {"optimizer": "adamw", **saved["recipe"]}
+    return replace(Recipe(**old), n_steps=recipe.n_steps, minutes=recipe.minutes)
+
+
+def start(recipe: Recipe, path: Path, resume: bool, compile_it: bool) -> None:
     """Sets up a run, or takes up a broken one, and runs it to its end."""
-    OUT.mkdir(exist_ok=True)
-    path = OUT / f"{recipe.model}.pt"
+    path.parent.mkdir(exist_ok=True)
     torch.manual_seed(recipe.seed)
+    saved = torch.load(path, weights_only=True) if resume else None
+    recipe = resumed(recipe, saved) if saved else recipe
     model = Model(SHAPES[recipe.model])
-    optimizer = optimizer_for(model, recipe)
+    optimizers = optimizers_for(model, recipe)
     state = State()
-    if resume:
-        saved = torch.load(path, weights_only=True)
+    if saved:
         model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        held = saved["optimizers"] if "optimizers" in saved else [saved["optimizer"]]
+        for optimizer, content in zip(optimizers, held, strict=True):
+            optimizer.load_state_dict(content)
         state = State(**saved["state"])
     banned = frozenset(normalized(check.question) for check in read_heldout())
     sampler = Sampler(read_corpus(), banned, recipe.seed + state.step)
@@ -147,7 +166,7 @@ def start(recipe: Recipe, resume: bool, compile_it: bool) -> None:
     print("shares of rows:", sampler.shares(), flush=True)
     feed = batches.steps(sampler, load(), model.shape.n_context, recipe.n_tokens, recipe.n_parts, recipe.seed)
     loss_of: LossOf = torch.compile(model.loss, dynamic=True) if compile_it else model.loss
-    run(model, optimizer, feed, recipe, state, path, loss_of)
+    run(model, optimizers, feed, recipe, state, path, loss_of)
     print(f"done: {state.step} steps, {state.n_tokens / 1e6:.2f} M tokens, {state.elapsed_s / 60:.1f} min, "
           f"loss {state.loss:.4f}; {len(sampler.dropped)} records never shown (held out)")
 
@@ -160,17 +179,20 @@ def main() -> None:
     budget.add_argument("--minutes", type=float)
     budget.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--resume", action="store_true", help="go on from training/out/MODEL.pt")
+    parser.add_argument("--checkpoint", type=Path, help="default: training/out/MODEL.pt")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, by its recipe")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate; 2e-3 for AdamW")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     parser.add_argument("--parts", type=int, default=2, help="batches a step, each of its own row length")
     parser.add_argument("--compile", action="store_true", help="torch.compile the loss")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     minutes = args.minutes or (None if args.steps else 75.0)
-    recipe = Recipe(args.model, args.steps, minutes, args.rate, args.tokens, args.parts, 0.05, args.seed)
-    start(recipe, args.resume, args.compile)
+    recipe = Recipe(args.model, args.steps, minutes, args.rate, args.tokens, args.parts, 0.05, args.seed,
+                    args.optimizer)
+    start(recipe, args.checkpoint or OUT / f"{args.model}.pt", args.resume, args.compile)
 
 
 if __name__ == "__main__":

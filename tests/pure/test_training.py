@@ -126,3 +126,32 @@ def test_what_comes_later_changes_nothing_before() -> None:
     tokens = torch.randint(0, 4096, (2, 24))
     with torch.no_grad():
         assert torch.allclose(model(tokens)[:, :10], model(tokens[:, :10]), atol=1e-5)
+
+
+def test_muon_makes_a_matrix_orthogonal() -> None:
+    torch = pytest.importorskip("torch")
+    from training.muon import orthogonal  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    for shape in ((64, 96), (96, 64)):
+        singular = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert singular.min() > 0.5
+        assert singular.max() < 1.3
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_step_lowers_the_loss_of_its_batch(optimizer: str) -> None:
+    torch = pytest.importorskip("torch")
+    from training.batches import Row, stack  # noqa: PLC0415
+    from training.model import SHAPES, Model  # noqa: PLC0415
+    from training.train import Recipe, one_step, optimizers_for  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    model = Model(SHAPES["draft"])
+    recipe = Recipe("draft", 1, None, 2e-3, 64, 1, 0.05, 0, optimizer)
+    optimizers = optimizers_for(model, recipe)
+    assert sum(len(group["params"]) for each in optimizers for group in each.param_groups) == len(
+        list(model.parameters()))
+    batch = stack([Row(list(range(20, 60)), [1.0] * 40)], multiple=8)
+    losses = [one_step(model, optimizers, [batch], model.loss) for _ in range(6)]
+    assert losses[-1] < losses[0] - 0.5
