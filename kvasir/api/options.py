@@ -18,28 +18,43 @@ BIG = 2**31 - 1
 
 @dataclass(frozen=True)
 class Option:
-    """A number: its range, whether it is whole, Ollama's default, its name in SamplingParams."""
+    """A number: its range, whether it is whole, Ollama's default, its help, its name in SamplingParams."""
 
     low: float
     high: float
     whole: bool
     default: float | int
+    help: str
     param: str = ""
 
 
 NUMBERS: dict[str, Option] = {
-    "temperature": Option(0, 100, False, 0.8, "temperature"),
-    "top_k": Option(-1, BIG, True, 40, "top_k"),
-    "top_p": Option(0, 1, False, 0.9, "top_p"),
-    "min_p": Option(0, 1, False, 0.0, "min_p"),
-    "typical_p": Option(0, 1, False, 1.0, "typical_p"),
-    "repeat_penalty": Option(0.001, 100, False, 1.0, "repetition_penalty"),
-    "repeat_last_n": Option(-1, BIG, True, 64, "repeat_last_n"),
-    "presence_penalty": Option(-100, 100, False, 0.0, "presence_penalty"),
-    "frequency_penalty": Option(-100, 100, False, 0.0, "frequency_penalty"),
-    "seed": Option(-(2**63), 2**63 - 1, True, -1),
-    "num_predict": Option(-2, BIG, True, -1),
-    "num_ctx": Option(0, BIG, True, 0),
+    "temperature": Option(0, 100, False, 0.8, "how much chance; 0 takes the likeliest token", "temperature"),
+    "top_k": Option(-1, BIG, True, 40, "choose among the N likeliest tokens; 0: all", "top_k"),
+    "top_p": Option(
+        0, 1, False, 0.9, "choose among the likeliest that make up X of the probability", "top_p"
+    ),
+    "min_p": Option(
+        0, 1, False, 0.0, "leave out what has less than X of the likeliest one's probability", "min_p"
+    ),
+    "typical_p": Option(
+        0, 1, False, 1.0, "choose among the most typical that make up X of the probability", "typical_p"
+    ),
+    "repeat_penalty": Option(
+        0.001, 100, False, 1.0, "divide the score of tokens that were there already", "repetition_penalty"
+    ),
+    "repeat_last_n": Option(
+        -1, BIG, True, 64, "how far back the penalties look; -1: all the way", "repeat_last_n"
+    ),
+    "presence_penalty": Option(
+        -100, 100, False, 0.0, "take X off the score of tokens that were there already", "presence_penalty"
+    ),
+    "frequency_penalty": Option(
+        -100, 100, False, 0.0, "take X off for each time that a token was there", "frequency_penalty"
+    ),
+    "seed": Option(-(2**63), 2**63 - 1, True, -1, "the same seed gives the same answer; negative: draw one"),
+    "num_predict": Option(-2, BIG, True, -1, "tokens to write at most; below 1: until the model stops"),
+    "num_ctx": Option(0, BIG, True, 0, "tokens of prompt and answer together; 0: the model's own limit"),
 }
 # Ollama reads these; here they have nothing to change: memory, threads and batches are the program's
 # business.  The type is checked, the value is not used, and the answer's warning says so.

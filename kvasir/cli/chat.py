@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.formatted_text import HTML
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -87,7 +88,11 @@ class Typed:
         self._history, self._session = history, self._open(history)
 
     def ask(self, continued: bool) -> str:
-        placeholder = "" if continued else HTML(f'<style color="ansigray">{PLACEHOLDER}</style>')
+        shown = HTML("" if continued else f'<style color="ansigray">{PLACEHOLDER}</style>')
+
+        def placeholder() -> HTML:
+            return HTML("") if get_app().is_done else shown  # what stays on the screen is what was typed
+
         return str(self._session.prompt("... " if continued else ">>> ", placeholder=placeholder))
 
     def keep(self, on: bool) -> None:
@@ -110,7 +115,7 @@ class Typed:
             history = FileHistory(str(path)) if path else InMemoryHistory()
         except OSError:  # a home that cannot be written to must not prevent a chat
             history = InMemoryHistory()
-        return PromptSession(history=history, key_bindings=bindings)
+        return PromptSession(history=history, key_bindings=bindings, reserve_space_for_menu=0)
 
 
 def keyboard() -> Keyboard:
@@ -140,10 +145,9 @@ class Chat:
                 try:
                     text = self._read(keyboard)
                 except KeyboardInterrupt:
-                    print("\nUse Ctrl + d or /bye to exit.\n")
+                    print("Use Ctrl + d or /bye to exit.\n")
                     continue
                 except EOFError:
-                    print()
                     return 0
                 try:
                     if not self._take(text):

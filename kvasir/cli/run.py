@@ -78,7 +78,9 @@ def parser() -> Parser:
     for name, option in NUMBERS.items():
         flag = "--" + name.replace("_", "-")
         kind = "N" if option.whole else "X"
-        it.add_argument(flag, dest=name, metavar=kind, type=_number, help=f"default {option.default}")
+        it.add_argument(
+            flag, dest=name, metavar=kind, type=_number, help=f"{option.help} (default {option.default})"
+        )
     it.add_argument(
         "--keepalive", metavar="DURATION", help="taken for Ollama's sake; the model goes with the program"
     )

@@ -342,7 +342,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(model: FakeModel, capsys, monk
 
     monkeypatch.setattr(model, "submit", once)
     it = chat(model, "hi", "again")
-    assert model.n_cancelled == 1 and capsys.readouterr().out == "Hel\n\nok\n\n\n"
+    assert model.n_cancelled == 1 and capsys.readouterr().out == "Hel\n\nok\n\n"
     assert [m.content for m in it.messages] == ["hi", "Hel", "again", "ok"]
 
 
