@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,22 @@ class CpuProgram:
                 assert isinstance(op, ops.Columns), f"{op.kind} was not run"
                 found[op.out.id] = found[op.x.id][:, op.start : op.stop]
             yield op, found[op.out.id]
+
+    def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
+        """A step that calls `seen` after each op with its seconds and a view of what it wrote."""
+        native, places = self.compiled.native, self.compiled.values
+        waiting = {at: i for i, at in self.compiled.emitted.items()}
+        last = perf_counter()
+
+        def passed(at: int) -> None:
+            nonlocal last
+            took_s = perf_counter() - last
+            if at in waiting:
+                op = self.plan.ops[waiting[at]]
+                seen(op, took_s, native.value(places[op.out.id]))
+            last = perf_counter()
+
+        return self._step(batch, passed)
 
     def _step(self, batch: Batch, seen: Any) -> Floats:
         b = batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,18 +29,12 @@ class CheckedProgram:
     weights gets them as its kernel rounds them.  Raises Bug that names the first op beyond CLOSE.
     """
 
+    plan: Plan
+    memory: Memory
     program: CpuProgram
     weights: Mapping[str, Tensor]
     states: Mapping[str, Any] = field(repr=False)
     decoded: dict[str, Floats] = field(default_factory=dict, repr=False)
-
-    @property
-    def plan(self) -> Plan:
-        return self.program.plan
-
-    @property
-    def memory(self) -> Memory:
-        return self.program.memory
 
     def step(self, batch: Batch) -> Floats:
         """As the program's, after every op was compared."""
@@ -52,6 +46,9 @@ class CheckedProgram:
                 found[op.out.id] = value
         assert self.plan.output is not None
         return found[self.plan.output.id]
+
+    def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
+        return self.program.watch(batch, seen)
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         return self.program.choose(logits, recent, params, drawn)
@@ -106,4 +103,4 @@ class CheckedBackend:
 
     def compile(self, plan: Plan, weights: Mapping[str, Tensor], memory: Memory) -> CheckedProgram:
         states = reference.ReferenceProgram(plan, memory, {}).states
-        return CheckedProgram(self.backend.compile(plan, weights, memory), weights, states)
+        return CheckedProgram(plan, memory, self.backend.compile(plan, weights, memory), weights, states)
