@@ -11,11 +11,11 @@ __all__ = ["LLM", "SamplingParams", "__version__"]
 def __getattr__(name: str) -> Any:
     # Names are looked up on first use, so that `import kvasir` costs milliseconds (the bar is 0.15 s).
     if name == "LLM":
-        from kvasir.llm import LLM
+        from kvasir.llm import LLM  # noqa: PLC0415
 
         return LLM
     if name == "SamplingParams":
-        from kvasir.sampling import SamplingParams
+        from kvasir.sampling import SamplingParams  # noqa: PLC0415
 
         return SamplingParams
     raise AttributeError(f"module 'kvasir' has no attribute {name!r}")

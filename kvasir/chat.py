@@ -37,8 +37,8 @@ class ChatRequest:
     """What any face asks of a loaded model.
 
     Either `messages`, rendered by the model's chat template, or `prompt`: text or token ids, used as they are
-    (`add_special_tokens` puts the model's BOS before a text).  `max_context` caps prompt and answer together; a
-    prompt over it is refused with both lengths, unless `truncate`: then the oldest tokens go, and
+    (`add_special_tokens` puts the model's BOS before a text).  `max_context` caps prompt and answer
+    together; a prompt over it is refused with both lengths, unless `truncate`: then the oldest tokens go, and
     `Metrics.n_truncated` says how many.
     """
 

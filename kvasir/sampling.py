@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kvasir.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
+Wide = npt.NDArray[np.float64]
 MASK = (1 << 64) - 1
 
 
@@ -118,7 +119,8 @@ def penalize(logits: Floats, recent: Sequence[int], params: SamplingParams) -> N
     repetition divides a positive logit and multiplies a negative one; frequency subtracts once a time the
     token occurred, presence once.
     """
-    if not recent or (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1, 0, 0):
+    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+    if not recent or penalties == (1, 0, 0):
         return
     for token, times in Counter(recent).items():
         logit = logits[token]
@@ -133,26 +135,26 @@ def choose(logits: Floats, params: SamplingParams, drawn: float) -> int:
     Candidates stand by logit, highest first, the lower id first among equals; the draw inverts their
     cumulative probability in float64.  Temperature 0 takes the first candidate.  A NaN is never chosen.
     """
-    logits = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
+    wide: Wide = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
     if params.temperature == 0:
-        return int(np.argmax(logits))
-    order = np.argsort(-logits, kind="stable")[: params.top_k or None]
-    order = order[np.isfinite(logits[order])]
+        return int(np.argmax(wide))
+    order = np.argsort(-wide, kind="stable")[: params.top_k or None]
+    order = order[np.isfinite(wide[order])]
     if len(order) == 0:
-        return int(np.argmax(logits))
+        return int(np.argmax(wide))
     if params.typical_p < 1:
-        order = _typical(logits, order, params.typical_p)
+        order = _typical(wide, order, params.typical_p)
     if params.top_p < 1:
-        p = _softmax(logits[order])
+        p = _softmax(wide[order])
         order = order[: int(np.searchsorted(np.cumsum(p), params.top_p)) + 1]
     if params.min_p > 0:
-        p = _softmax(logits[order])
+        p = _softmax(wide[order])
         order = order[p >= params.min_p * p[0]]
-    p = _softmax(logits[order] / params.temperature)
+    p = _softmax(wide[order] / params.temperature)
     return int(order[min(int(np.searchsorted(np.cumsum(p), drawn, side="right")), len(order) - 1)])
 
 
-def _typical(logits: npt.NDArray[np.float64], order: npt.NDArray[np.intp], mass: float) -> npt.NDArray[np.intp]:
+def _typical(logits: Wide, order: npt.NDArray[np.intp], mass: float) -> npt.NDArray[np.intp]:
     """The candidates whose surprise is nearest the distribution's entropy, until they hold `mass`; by logit
     again.
 
@@ -165,12 +167,12 @@ def _typical(logits: npt.NDArray[np.float64], order: npt.NDArray[np.intp], mass:
     return np.asarray(order[np.sort(kept)])
 
 
-def _softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _softmax(x: Wide) -> Wide:
     e = np.exp(x - x[0])
     return np.asarray(e / e.sum())
 
 
-def logprobs(logits: Floats) -> npt.NDArray[np.float64]:
+def logprobs(logits: Floats) -> Wide:
     """Natural-log probabilities [V] of the model's own distribution, before penalties and temperature."""
     wide = logits.astype(np.float64)
     wide -= wide.max()

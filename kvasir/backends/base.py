@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvasir.checkpoint.tensor import Tensor
-from kvasir.plan import Plan
+from kvasir.plan import Op, Plan
 from kvasir.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int32]
@@ -53,11 +53,20 @@ class Memory:
 class Program(Protocol):
     """A plan made ready to run: weights repacked, arena laid out.  One caller at a time."""
 
-    plan: Plan
-    memory: Memory
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def memory(self) -> Memory: ...
 
     def step(self, batch: Batch) -> Floats:
         """The plan's output for this batch: logits [R, V], or one embedding a sequence [N, D]."""
+        ...
+
+    def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
+        """A step that calls `seen` after each op with its seconds and what it wrote (to be read, not
+        kept).
+        """
         ...
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
@@ -72,6 +81,7 @@ class Program(Protocol):
 class Backend(Protocol):
     """A way to run plans."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def compile(self, plan: Plan, weights: Mapping[str, Tensor], memory: Memory) -> Program: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -286,6 +287,14 @@ class ReferenceProgram:
     def step(self, batch: Batch) -> Floats:
         assert self.plan.output is not None
         return {op.out.id: y for op, y in self.values(batch)}[self.plan.output.id]
+
+    def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
+        assert self.plan.output is not None
+        last, output = perf_counter(), np.empty((0, 0), np.float32)
+        for op, y in self.values(batch):
+            seen(op, perf_counter() - last, y)
+            last, output = perf_counter(), y if op.out == self.plan.output else output
+        return output
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         penalize(logits, recent, params)

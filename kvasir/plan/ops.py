@@ -1,8 +1,8 @@
 """The op vocabulary: everything a model can ask for, one frozen dataclass each.
 
 Every value is a matrix [rows, width]; `rows` is "T" (tokens of this step), "R" (rows that want logits) or "N"
-(sequences) and is the only size that changes between steps.  Heads are a way of reading a width, never an axis.
-What an op computes is defined by `backends/reference.py`, in a few lines of numpy each.
+(sequences) and is the only size that changes between steps.  Heads are a way of reading a width, never an
+axis. What an op computes is defined by `backends/reference.py`, in a few lines of numpy each.
 """
 
 from __future__ import annotations
@@ -201,7 +201,9 @@ class Linear(Op):
 
 @dataclass(frozen=True)
 class Norm(Op):
-    """RMS norm of each of `heads` equal parts of a row, times w; `center` makes it a layer norm (mean removed)."""
+    """RMS norm of each of `heads` equal parts of a row, times w; `center` makes it a layer norm (mean
+    removed).
+    """
 
     x: Value
     weight: Weight | None
@@ -225,7 +227,8 @@ class L2Norm(Op):
 
 @dataclass(frozen=True)
 class Rope(Op):
-    """Rotates pairs (i, i + dim/2) of the first `dim` columns of each head by position * inverse_frequencies[i].
+    """Rotates pairs (i, i + dim/2) of the first `dim` columns of each head by position *
+    inverse_frequencies[i].
 
     `magnitude` multiplies cos and sin (YaRN and LongRoPE's attention factor).
     """
@@ -242,8 +245,8 @@ class Attend(Op):
     """Writes k|v of this step's tokens into `cache`, then lets each q row read its own sequence's past.
 
     Without a cache (encoders) a row reads the rows of its sequence in this step.  `window` > 0: only the last
-    `window` positions, itself included.  `softcap` > 0 caps scores.  `sinks`: a learned score for each head that
-    takes part in the softmax and has no value.
+    `window` positions, itself included.  `softcap` > 0 caps scores.  `sinks`: a learned score for each head
+    that takes part in the softmax and has no value.
     """
 
     q: Value
@@ -261,7 +264,9 @@ class Attend(Op):
 
 @dataclass(frozen=True)
 class Conv(Op):
-    """Causal depthwise convolution over a sequence's rows; the last taps-1 inputs live in `past`. weight: [D, taps]"""
+    """Causal depthwise convolution over a sequence's rows; the last taps-1 inputs live in `past`. weight:
+    [D, taps]
+    """
 
     x: Value
     weight: Weight
@@ -304,7 +309,8 @@ class Delta(Op):
 class Experts(Op):
     """Chooses `k` of E experts for each row by `scores` [T, E], runs their GLU, and adds them by weight.
 
-    route: `softmax_renorm` (softmax over all, top k, renormalized), `softmax` (not renormalized), `topk_softmax`
+    route: `softmax_renorm` (softmax over all, top k, renormalized), `softmax` (not renormalized),
+    `topk_softmax`
     (top k, softmax over those).  gate, up: [E, F, D]; down: [E, D, F]; biases [E, F], [E, F], [E, D] or none.
     Ties go to the lower expert; the k contributions are added in the order of their expert numbers.
     """
@@ -324,6 +330,6 @@ class Experts(Op):
 
 
 VOCABULARY: tuple[type[Op], ...] = (
-    Embed, Take, Pool, Add, Mul, Scale, Softcap, Act, Glu, Columns, Cat, Linear, Norm, L2Norm, Rope, Attend, Conv,
-    Decay, Delta, Experts,
+    Embed, Take, Pool, Add, Mul, Scale, Softcap, Act, Glu, Columns, Cat,
+    Linear, Norm, L2Norm, Rope, Attend, Conv, Decay, Delta, Experts,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from kvasir.plan import ops
 from kvasir.plan.ops import Activation, Op, Rows, State, Value, Weight
@@ -24,7 +25,7 @@ class Plan:
     context: int = 0  # positions the model was made for; 0: no limit
     scope: str = ""
 
-    # -- building ------------------------------------------------------------------------------------------------
+    # -- building ----------------------------------------------------------------------------------
 
     def layer(self, i: int) -> None:
         self.scope = f"blk.{i}."
@@ -51,7 +52,7 @@ class Plan:
         full = f"{self.scope}{name}"
         return self.states.setdefault(full, State(full, kind, width, window))  # type: ignore[arg-type]
 
-    # -- the vocabulary --------------------------------------------------------------------------------------------
+    # -- the vocabulary ----------------------------------------------------------------------------
 
     def embed(self, name: str, vocab: int, width: int, by: str = "tokens") -> Value:
         table = self.weight(name, vocab, width)
@@ -91,7 +92,7 @@ class Plan:
     def split(self, x: Value, *widths: int) -> list[Value]:
         assert sum(widths) == x.width, f"{widths} do not add up to {x.width}"
         edges = [sum(widths[:i]) for i in range(len(widths) + 1)]
-        return [self.columns(x, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [self.columns(x, a, b) for a, b in pairwise(edges)]
 
     def cat(self, *xs: Value) -> Value:
         return self.append(ops.Cat(self.value(sum(x.width for x in xs), xs[0].rows), self.scope, xs))
@@ -109,7 +110,9 @@ class Plan:
     def l2norm(self, x: Value, heads: int, eps: float = 1e-6) -> Value:
         return self.append(ops.L2Norm(self.value(x.width, x.rows), self.scope, x, heads, eps))
 
-    def rope(self, x: Value, heads: int, inverse_frequencies: Sequence[float], magnitude: float = 1.0) -> Value:
+    def rope(
+        self, x: Value, heads: int, inverse_frequencies: Sequence[float], magnitude: float = 1.0
+    ) -> Value:
         dim = 2 * len(inverse_frequencies)
         assert dim <= x.width // heads, f"rope over {dim} of a head of {x.width // heads}"
         spec = tuple(float(f) for f in inverse_frequencies)
@@ -119,7 +122,9 @@ class Plan:
         self, q: Value, k: Value, v: Value, heads: int, kv_heads: int, scale: float, *, window: int = 0,
         softcap: float = 0.0, sinks: bool = False, cached: bool = True,
     ) -> Value:  # fmt: skip
-        """Causal over the cache; `cached=False` is an encoder: no cache, every row sees its whole sequence."""
+        """Causal over the cache; `cached=False` is an encoder: no cache, every row sees its whole
+        sequence.
+        """
         cache = self.state("kv", "paged", k.width + v.width, window) if cached else None
         sink = self.weight("attn_sinks", heads) if sinks else None
         width = heads * (v.width // kv_heads)
@@ -154,7 +159,7 @@ class Plan:
         return self.append(ops.Experts(self.value(x.width), self.scope, x, scores, gate, up, down, gb, ub, db,
                                        k, route, fn, limit))  # type: ignore[arg-type]  # fmt: skip
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def __str__(self) -> str:
         return "\n".join(line(op) for op in self.ops)
@@ -163,8 +168,12 @@ class Plan:
 def line(op: Op) -> str:
     """One op as text: what it writes, its kind, what it reads, what it was told."""
     reads = [str(v) for v in op.inputs]
-    reads += [f"{w.name}[{'x'.join(map(str, w.shape))}]" for w in op.weights] + [f"@{s.name}" for s in op.states]
-    told = " ".join(f"{name}={brief(item)}" for name, item in op.attrs.items() if item not in (None, False, ()))
+    reads += [f"{w.name}[{'x'.join(map(str, w.shape))}]" for w in op.weights] + [
+        f"@{s.name}" for s in op.states
+    ]
+    told = " ".join(
+        f"{name}={brief(item)}" for name, item in op.attrs.items() if item not in (None, False, ())
+    )
     return f"{op.out!s:>5} [{op.out.rows},{op.out.width}] = {op.kind:<8} {' '.join(reads)}  {told}".rstrip()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,21 +11,25 @@ from time import perf_counter
 
 from kvasir.backends.base import BLOCK, Backend, Memory
 from kvasir.backends.cpu import CpuBackend
+from kvasir.backends.cpu_check import CheckedBackend
 from kvasir.backends.reference import Reference
 from kvasir.chat import ChatRequest, Delta, Finished, FinishReason
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.engine.engine import Engine, Token
 from kvasir.engine.sequence import Sequence
-from kvasir.errors import Bug, CapacityError, KvasirError, ModelError, UsageError
+from kvasir.errors import Bug, CapacityError, KvasirError, UsageError
 from kvasir.models import build
 from kvasir.plan import Plan
 from kvasir.runner.inspect import ModelInfo, info
 from kvasir.runner.prompt import Prompter
 from kvasir.runner.stream import Stream
+from kvasir.runner.watch import watched
+from kvasir.settings import read_settings
 from kvasir.store.names import find
 from kvasir.text.stream import TextStream
 
 MAX_SEQUENCES = 64  # answers computed at the same time; more wait their turn
+DEFAULT_CONTEXT = 32768  # positions, for models that name no limit
 CACHE_SEQUENCES = 8  # the cache is sized for as many sequences of full length, if memory allows
 
 
@@ -76,7 +81,7 @@ class Model:
         in blocks
         of 16 tokens (default: by the memory there is).  Raises ModelError, CheckpointError, CapacityError.
         """
-        start = perf_counter()
+        start, switches = perf_counter(), read_settings()
         file = find(name)
         progress("reading the file")
         checkpoint = open_checkpoint(file.path)
@@ -84,11 +89,14 @@ class Model:
         if context:
             plan.context = min(context, plan.context or context)
         prompter = Prompter.of(checkpoint)
-        memory = memory_for(plan, kv_format or os.environ.get("KVASIR_KV") or "f16", n_blocks)
+        memory = memory_for(plan, kv_format or switches.kv, n_blocks, switches.cache_gb)
         progress("repacking the weights")
-        program = backend_named(backend, threads).compile(plan, weights, memory)
-        engine = Engine(program, prompter.eos_ids, MAX_SEQUENCES)
-        return cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start)
+        program = backend_named(backend, threads, switches.check).compile(plan, weights, memory)
+        engine = Engine(watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES)
+        model = cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start)
+        if switches.debug:
+            print(f"kvasir: loaded {model.info.name} in {model.load_s:.3f} s, {memory}", file=sys.stderr)
+        return model
 
     def submit(self, request: ChatRequest) -> Stream:
         """Queues a request; its answers come through the stream.
@@ -229,36 +237,41 @@ class Model:
             self._changed.notify()
 
 
-def backend_named(name: str, threads: int | None) -> Backend:
-    """The backend called `name`: cpu or reference."""
+def backend_named(name: str, threads: int | None, check: bool = False) -> Backend:
+    """The backend called `name`: cpu or reference.  `check`: every step is compared with the reference, op
+    by op.
+    """
     if name == "cpu":
-        return CpuBackend(threads=threads)
+        backend = CpuBackend(threads=threads)
+        return CheckedBackend(backend) if check else backend
     if name == "reference":
         return Reference()
-    raise ModelError(f"unknown backend {name!r}", hint="the backends are cpu and reference")
+    raise UsageError(f"unknown backend {name!r}", hint="the backends are cpu and reference")
 
 
-def memory_for(plan: Plan, kv_format: str, n_blocks: int | None) -> Memory:
+def memory_for(plan: Plan, kv_format: str, n_blocks: int | None, cache_gb: float | None = None) -> Memory:
     """Room for the plan's states: eight sequences of full length, within half of the memory that is
     available.
 
-    Pages of the cache are touched only when a sequence grows into them, so what is not used costs nothing.
-    Raises CapacityError when not even one block of each state fits.
+    `cache_gb` or `n_blocks` set the cache's size instead.  Pages of the cache are touched only when a
+    sequence grows
+    into them, so what is not used costs nothing.  Raises CapacityError when not even one block fits.
     """
     if kv_format not in ("f16", "f32"):
         raise UsageError(f"KV cache format {kv_format!r} is unknown", hint="the formats are f16 and f32")
-    room = available_bytes() // 2
+    room = int(cache_gb * 1e9) if cache_gb else available_bytes() // 2
     number = 2 if kv_format == "f16" else 4
     slot_bytes = sum(s.width for s in plan.states.values() if s.kind == "slot") * 4
     n_slots = max(1, min(MAX_SEQUENCES, room // 4 // slot_bytes)) if slot_bytes else 1
     block_bytes = sum(s.width for s in plan.states.values() if s.kind == "paged") * number * BLOCK
     if n_blocks is None and block_bytes:
-        wanted = -(-(plan.context or 32768) // BLOCK) * CACHE_SEQUENCES
-        n_blocks = min(wanted, (room - n_slots * slot_bytes) // block_bytes)
+        most = (room - n_slots * slot_bytes) // block_bytes
+        wanted = -(-(plan.context or DEFAULT_CONTEXT) // BLOCK) * CACHE_SEQUENCES
+        n_blocks = most if cache_gb else min(wanted, most)
         if n_blocks < 1:
             raise CapacityError(
                 f"one block of the KV cache needs {block_bytes:,} bytes and {room:,} may be used",
-                hint="close other programs, or choose a smaller model",
+                hint="close other programs, raise KVASIR_CACHE_GB, or choose a smaller model",
             )
     return Memory(n_blocks or 1, n_slots, kv_format)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvasir.errors import ModelError
+from kvasir.settings import read_settings
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 BUILT_IN = {"mead": DATA / "mead.gguf", "mead-draft": DATA / "mead-draft.gguf"}
@@ -27,7 +27,7 @@ class ModelFile:
 
 def models_folder() -> Path:
     """Where the user keeps models: $KVASIR_MODELS, else ~/.kvasir/models."""
-    return Path(os.environ.get("KVASIR_MODELS") or Path.home() / ".kvasir" / "models")
+    return read_settings().models
 
 
 def find(name: str) -> ModelFile:

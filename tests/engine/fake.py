@@ -6,7 +6,7 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -59,6 +59,9 @@ class FakeProgram:
         logits = np.zeros((len(rows), VOCAB), np.float32)
         logits[np.arange(len(rows)), rows] = 10
         return logits
+
+    def watch(self, batch: Batch, seen: Callable[..., None]) -> Floats:
+        return self.step(batch)
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         penalize(logits, recent, params)
