@@ -39,7 +39,7 @@ from kvasir.store.names import find, listing
 T = TypeVar("T")
 log = logging.getLogger("kvasir")
 
-MAX_BODY = 16 << 20
+MAX_BODY = 8 << 20  # more than any context holds
 BODY_STALL_S = 20.0  # a body that brings nothing for so long is given up
 HEADER_S = 10.0  # a request's head must be complete within
 MAX_HEADER = 64 << 10

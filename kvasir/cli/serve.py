@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -62,6 +63,8 @@ def command(words: Sequence[str], settings: Settings) -> int:
     house = House(models, settings.keep_alive_s, aliases, address.host)
     bound = Address(address.host, listener.getsockname()[1])
     print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
+    # The server ends its answers first and then lets the signal through to us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server(house, bound, access_log=settings.debug > 0).run(sockets=[listener])
     finally:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 
 import kvasir.cli.run
 from kvasir.chat import Delta, Finished, Message, Metrics
@@ -401,6 +402,21 @@ def test_a_chat_in_a_terminal(tmp_path: Path) -> None:
     assert run.wait(15) == 0
     assert "+hi" in (tmp_path / ".kvasir" / "history").read_text()
     os.close(ours)
+
+
+def test_sigterm_ends_the_server_cleanly() -> None:
+    run = child(["serve", "--port", "0"], [], stderr=subprocess.PIPE)
+    line = run.stderr.readline().decode()
+    url = line.split()[-1]
+    assert url.startswith("http://127.0.0.1:"), line
+    for _ in range(200):
+        try:
+            assert requests.get(url, timeout=5).text == "Ollama is running"
+            break
+        except requests.ConnectionError:
+            time.sleep(0.02)
+    run.terminate()
+    assert run.wait(15) == 0 and run.stderr.read() == b""
 
 
 def test_a_second_server_names_the_holder(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_hostile_bodies() -> None:
                 r = requests.post(f"{url}/api/{path}", data=raw)
                 assert r.status_code == status and set(r.json()) == {"error"}, (path, raw[:40], r.text)
         r = requests.post(f"{url}/api/generate", data=b'{"model":"mead","prompt":"' + b"x" * MAX_BODY + b'"}')
-        assert r.status_code == 413 and "16 MB" in r.json()["error"]
+        assert r.status_code == 413 and "8 MB" in r.json()["error"]
         r = requests.post(f"{url}/api/generate", data=(b"x" * 65536 for _ in range(300)))
         assert r.status_code == 413
         r = requests.post(f"{url}/api/generate", data=b"x", headers={"Content-Encoding": "gzip"})
