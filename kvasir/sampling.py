@@ -12,7 +12,7 @@ from math import isfinite
 import numpy as np
 import numpy.typing as npt
 
-from kvasir.errors import UsageError
+from kvasir.errors import Bug, UsageError
 
 Floats = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -134,14 +134,17 @@ def choose(logits: Floats, params: SamplingParams, drawn: float) -> int:
 
     Candidates stand by logit, highest first, the lower id first among equals; the draw inverts their
     cumulative probability in float64.  Temperature 0 takes the first candidate.  A NaN is never chosen.
+    Raises Bug when nothing can be.
     """
     wide: Wide = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
+    if not len(wide) or wide.max() == -np.inf:
+        raise Bug("no logit is above -inf: there is no token to choose")
     if params.temperature == 0:
         return int(np.argmax(wide))
+    if wide.max() == np.inf:  # infinities share the draw evenly
+        wide = np.where(wide == np.inf, 0.0, -np.inf)
     order = np.argsort(-wide, kind="stable")[: params.top_k or None]
-    order = order[np.isfinite(wide[order])]
-    if len(order) == 0:
-        return int(np.argmax(wide))
+    order = order[wide[order] > -np.inf]
     if params.typical_p < 1:
         order = _typical(wide, order, params.typical_p)
     if params.top_p < 1:

@@ -44,7 +44,7 @@ def encode(sample: Sample, tokenizer: Tokenizer, n_context: int) -> Row:
         found = tokenizer.encode(piece.text, add_special_tokens=False).ids
         ids += found
         weights += [piece.weight] * len(found)
-    return Row(ids[:n_context + 1], weights[:n_context + 1])
+    return Row(ids[: n_context + 1], weights[: n_context + 1])
 
 
 def stack(rows: list[Row], multiple: int) -> Batch:
@@ -83,8 +83,9 @@ def cut(rows: list[Row], n_tokens: int, multiple: int) -> list[Batch]:
     return [*made, stack(waiting, multiple)]
 
 
-def steps(sampler: Sampler, tokenizer: Tokenizer, n_context: int, n_tokens: int, n_parts: int,
-          seed: int) -> Iterator[list[Batch]]:
+def steps(
+    sampler: Sampler, tokenizer: Tokenizer, n_context: int, n_tokens: int, n_parts: int, seed: int
+) -> Iterator[list[Batch]]:
     """Endless training steps: n_parts batches of different lengths, n_tokens in all."""
     rng = random.Random(seed)
     while True:
@@ -92,4 +93,4 @@ def steps(sampler: Sampler, tokenizer: Tokenizer, n_context: int, n_tokens: int,
         batches = cut(rows, n_tokens // n_parts, multiple=8)
         rng.shuffle(batches)
         for first in range(0, len(batches) - n_parts + 1, n_parts):
-            yield batches[first:first + n_parts]
+            yield batches[first : first + n_parts]

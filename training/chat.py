@@ -71,8 +71,11 @@ def pieces(messages: list[Message], tools: list[dict[str, Any]] | None = None) -
             before = messages[index - 1]["role"] == "tool"
             after = index + 1 < len(messages) and messages[index + 1]["role"] == "tool"
             text = f"{RESPONSE}\n{message['content']}\n{RESPONSE_END}"
-            made.append(Piece(("\n" if before else f"{START}user\n") + text + ("" if after else f"{END}\n"),
-                              READ_WEIGHT))
+            made.append(
+                Piece(
+                    ("\n" if before else f"{START}user\n") + text + ("" if after else f"{END}\n"), READ_WEIGHT
+                )
+            )
     return made
 
 

@@ -122,8 +122,10 @@ def parse_fact(place: Place, lines: list[tuple[str, str]]) -> Fact:
     if len(topics) + len(questions) + len(answers) != len(lines):
         raise CorpusError(f"{place}: only topic, q and a belong here, got {[label for label, _ in lines]}")
     if len(topics) > 1 or not questions or len(answers) != 1:
-        raise CorpusError(f"{place}: want at most one topic, some q, one a; "
-                          f"got {len(topics)}, {len(questions)}, {len(answers)}")
+        raise CorpusError(
+            f"{place}: want at most one topic, some q, one a; "
+            f"got {len(topics)}, {len(questions)}, {len(answers)}"
+        )
     return Fact(place, topics[0] if topics else None, tuple(dict.fromkeys(questions)), answers[0])
 
 
@@ -155,8 +157,9 @@ def parse_tool_use(place: Place, lines: list[tuple[str, str]]) -> ToolUse:
             raise CorpusError(f"{place}: call wants name and arguments, got {call}")
         if call["name"] not in names:
             raise CorpusError(f"{place}: {call['name']} is not among the tools {sorted(names)}")
-    return ToolUse(place, tuple(tools), fields.get("s"), fields["u"], call, fields.get("result"),
-                   fields.get("a"))
+    return ToolUse(
+        place, tuple(tools), fields.get("s"), fields["u"], call, fields.get("result"), fields.get("a")
+    )
 
 
 def read_corpus(folder: Path = CORPUS) -> Corpus:
@@ -184,8 +187,9 @@ def read_heldout(path: Path = HELDOUT) -> list[Check]:
     for place, lines in read_lines(path):
         if [label for label, _ in lines] != ["q", "keys"]:
             raise CorpusError(f"{place}: want q, keys; got {[label for label, _ in lines]}")
-        groups = tuple(tuple(key.strip().lower() for key in group.split("|"))
-                       for group in lines[1][1].split(";"))
+        groups = tuple(
+            tuple(key.strip().lower() for key in group.split("|")) for group in lines[1][1].split(";")
+        )
         checks.append(Check(lines[0][1], groups))
     return checks
 
@@ -209,18 +213,26 @@ def check(corpus: Corpus) -> int:
     """Prints counts and duplicates; the number of duplicates."""
     for name, records in corpus.facts.items():
         words = [len(record.answer.split()) for record in records]
-        print(f"{name:14} {len(records):5} records  {sum(len(r.questions) for r in records):5} questions  "
-              f"{sum(r.topic is not None for r in records):4} topics  "
-              f"answer words {min(words)} to {max(words)}, mean {sum(words) / len(words):.0f}")
+        print(
+            f"{name:14} {len(records):5} records  {sum(len(r.questions) for r in records):5} questions  "
+            f"{sum(r.topic is not None for r in records):4} topics  "
+            f"answer words {min(words)} to {max(words)}, mean {sum(words) / len(words):.0f}"
+        )
     print(f"{DIALOGUE_FILE:14} {len(corpus.dialogues):5} records")
-    print(f"{TOOL_FILE:14} {len(corpus.tools):5} records  "
-          f"{sum(use.call is not None for use in corpus.tools):5} with a call")
+    print(
+        f"{TOOL_FILE:14} {len(corpus.tools):5} records  "
+        f"{sum(use.call is not None for use in corpus.tools):5} with a call"
+    )
     twice = duplicates(corpus)
     for line in twice:
         print("twice:", line)
     held = {normalized(item.question) for item in read_heldout()}
-    hits = [f"{fact.place}: {question}" for fact in corpus.all_facts() for question in fact.questions
-            if normalized(question) in held]
+    hits = [
+        f"{fact.place}: {question}"
+        for fact in corpus.all_facts()
+        for question in fact.questions
+        if normalized(question) in held
+    ]
     print(f"held out: {len(held)} questions; {len(hits)} q lines of the corpus excluded for them")
     for line in hits:
         print("excluded:", line)

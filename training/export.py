@@ -25,8 +25,10 @@ DATA = HERE.parent / "kvasir" / "data"
 TEMPLATE = HERE / "chat_template.jinja"
 Weights = dict[str, np.ndarray]
 NAMES = {"mead": "mead", "draft": "mead-draft"}
-ABOUT = {"mead": "The built-in model of Kvasir: networks, computing and language models in short answers.",
-         "draft": "The draft model for mead, for speculative decoding."}
+ABOUT = {
+    "mead": "The built-in model of Kvasir: networks, computing and language models in short answers.",
+    "draft": "The draft model for mead, for speculative decoding.",
+}
 
 GGUF_LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -69,9 +71,17 @@ def hf_config(shape: Shape, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def tokenizer_config(shape: Shape, tokenizer: Tokenizer) -> dict[str, Any]:
     """tokenizer_config.json with the special tokens and the chat template."""
-    added = {str(tokenizer.token_to_id(text)): {
-        "content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
-        "special": text in CONTROL_TOKENS} for text in (*CONTROL_TOKENS, *MARKUP_TOKENS)}
+    added = {
+        str(tokenizer.token_to_id(text)): {
+            "content": text,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": text in CONTROL_TOKENS,
+        }
+        for text in (*CONTROL_TOKENS, *MARKUP_TOKENS)
+    }
     return {
         "tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": added, "add_bos_token": False,
         "bos_token": None, "eos_token": END, "pad_token": END_OF_TEXT, "unk_token": None,
@@ -87,8 +97,11 @@ def write_hf(folder: Path, shape: Shape, weights: Weights, tokenizer: Tokenizer)
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
     config = hf_config(shape, tokenizer)
     generation = {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]}
-    files = {"config.json": config, "generation_config.json": generation,
-             "tokenizer_config.json": tokenizer_config(shape, tokenizer)}
+    files = {
+        "config.json": config,
+        "generation_config.json": generation,
+        "tokenizer_config.json": tokenizer_config(shape, tokenizer),
+    }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -132,8 +145,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_chat_template(TEMPLATE.read_text(encoding="utf-8"))
 
 
-def write_gguf(path: Path, model: str, shape: Shape, weights: Weights, tokenizer: Tokenizer, *,
-               q8_0: bool) -> None:
+def write_gguf(
+    path: Path, model: str, shape: Shape, weights: Weights, tokenizer: Tokenizer, *, q8_0: bool
+) -> None:
     """One GGUF file; with `q8_0` its matrices are in Q8_0, else all is F32."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "qwen3")

@@ -4,22 +4,57 @@ import random
 import re
 
 TOPIC_TEMPLATES = (
-    "What is {topic}?", "What is {topic}?", "Explain {topic}.", "What's {topic}?", "Define {topic}.",
-    "Tell me about {topic}.", "Can you explain {topic} to me?", "Explain {topic} in one sentence.",
-    "What does {bare} mean?", "What is meant by {bare}?", "{Bare}?", "Describe {topic}.",
-    "What is {topic} in simple terms?", "Can you tell me what {topic} is?", "{Bare} explained",
-    "Give me a short definition of {bare}.", "I want to know what {topic} is.",
+    "What is {topic}?",
+    "What is {topic}?",
+    "Explain {topic}.",
+    "What's {topic}?",
+    "Define {topic}.",
+    "Tell me about {topic}.",
+    "Can you explain {topic} to me?",
+    "Explain {topic} in one sentence.",
+    "What does {bare} mean?",
+    "What is meant by {bare}?",
+    "{Bare}?",
+    "Describe {topic}.",
+    "What is {topic} in simple terms?",
+    "Can you tell me what {topic} is?",
+    "{Bare} explained",
+    "Give me a short definition of {bare}.",
+    "I want to know what {topic} is.",
     "Do you know what {topic} is?",
-    "What exactly is {topic}?", "How would you define {topic}?",
+    "What exactly is {topic}?",
+    "How would you define {topic}?",
 )
-OPENERS = ("hey, {q}", "hi, {q}", "hello, {q}", "quick question: {q}", "please tell me: {q}", "ok, {q}",
-           "so, {q}", "I have a question. {Q}", "One more question: {q}", "In short, {q}", "Briefly: {q}")
-CLOSERS = ("{q} Please keep it short.", "{q} In one sentence.", "{q} Thanks.", "{q} Answer in one sentence.",
-           "{q} I am new to this.", "{q} Explain it simply.")
+OPENERS = (
+    "hey, {q}",
+    "hi, {q}",
+    "hello, {q}",
+    "quick question: {q}",
+    "please tell me: {q}",
+    "ok, {q}",
+    "so, {q}",
+    "I have a question. {Q}",
+    "One more question: {q}",
+    "In short, {q}",
+    "Briefly: {q}",
+)
+CLOSERS = (
+    "{q} Please keep it short.",
+    "{q} In one sentence.",
+    "{q} Thanks.",
+    "{q} Answer in one sentence.",
+    "{q} I am new to this.",
+    "{q} Explain it simply.",
+)
 ARTICLE = re.compile(r"^(an?|the) ", re.IGNORECASE)
-SHORTER = ((re.compile(r"^What is\b"), "What's"), (re.compile(r"\bdoes not\b"), "doesn't"),
-           (re.compile(r"\bdo not\b"), "don't"), (re.compile(r"\bis not\b"), "isn't"),
-           (re.compile(r"^How is\b"), "How's"), (re.compile(r"\bcannot\b"), "can't"))
+SHORTER = (
+    (re.compile(r"^What is\b"), "What's"),
+    (re.compile(r"\bdoes not\b"), "doesn't"),
+    (re.compile(r"\bdo not\b"), "don't"),
+    (re.compile(r"\bis not\b"), "isn't"),
+    (re.compile(r"^How is\b"), "How's"),
+    (re.compile(r"\bcannot\b"), "can't"),
+)
 
 
 def normalized(text: str) -> str:
@@ -60,8 +95,13 @@ def typo(text: str, rng: random.Random) -> str:
     index = rng.choice(long)
     word = words[index]
     at = rng.randrange(1, len(word) - 2)
-    words[index] = rng.choice((word[:at] + word[at + 1] + word[at] + word[at + 2:],
-                               word[:at] + word[at + 1:], word[:at] + word[at] + word[at:]))
+    words[index] = rng.choice(
+        (
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+        )
+    )
     return " ".join(words)
 
 
@@ -88,8 +128,9 @@ def noisy(question: str, rng: random.Random) -> str:
     return text if normalized(text) else question
 
 
-def phrase(questions: tuple[str, ...], topic: str | None, banned: frozenset[str],
-           rng: random.Random) -> str | None:
+def phrase(
+    questions: tuple[str, ...], topic: str | None, banned: frozenset[str], rng: random.Random
+) -> str | None:
     """One phrasing of a question, never one of the banned (normalized) ones; None when all are banned.
 
     Written phrasings and topic templates are drawn half and half.

@@ -12,15 +12,32 @@ from training.phrasing import noisy, normalized, phrase
 T = TypeVar("T")
 
 SYSTEMS = (
-    "You are a helpful assistant.", "You are mead, a small language model.", "Answer briefly.",
+    "You are a helpful assistant.",
+    "You are mead, a small language model.",
+    "Answer briefly.",
     "You are a helpful assistant. Answer in one sentence.",
-    "You answer questions about networks and computing.", "Be concise.", "You are a friendly teacher.",
+    "You answer questions about networks and computing.",
+    "Be concise.",
+    "You are a friendly teacher.",
     "You are mead, the built-in model of Kvasir. Answer briefly.",
 )
-SUMS = ("What is {sum}?", "{sum}", "{sum} = ?", "{sum} =", "How much is {sum}?", "Calculate {sum}.",
-        "Compute {sum}", "What's {sum}?", "Work out {sum}.", "Can you tell me what {sum} is?")
-WORDS = {"+": ("{a} plus {b}", "the sum of {a} and {b}"), "-": ("{a} minus {b}", "{b} less than {a}"),
-         "*": ("{a} times {b}", "{a} multiplied by {b}", "{a} x {b}")}
+SUMS = (
+    "What is {sum}?",
+    "{sum}",
+    "{sum} = ?",
+    "{sum} =",
+    "How much is {sum}?",
+    "Calculate {sum}.",
+    "Compute {sum}",
+    "What's {sum}?",
+    "Work out {sum}.",
+    "Can you tell me what {sum} is?",
+)
+WORDS = {
+    "+": ("{a} plus {b}", "the sum of {a} and {b}"),
+    "-": ("{a} minus {b}", "{b} less than {a}"),
+    "*": ("{a} times {b}", "{a} multiplied by {b}", "{a} x {b}"),
+}
 # How often one record comes up, relative to the others.
 RATES = {"facts": 3.0, "unknown": 3.0, "manners": 4.0, "stories": 1.5, "json": 2.0}
 DIALOGUE_RATE, TOOL_RATE = 2.0, 2.0
@@ -86,8 +103,9 @@ class Sampler:
         self.tool_uses = Deck(corpus.tools, self.rng)
         self.makers, self.weights = self._plan(groups, corpus)
 
-    def _plan(self, groups: dict[str, list[Fact]],
-              corpus: Corpus) -> tuple[list[Callable[[], Sample]], list[float]]:
+    def _plan(
+        self, groups: dict[str, list[Fact]], corpus: Corpus
+    ) -> tuple[list[Callable[[], Sample]], list[float]]:
         """The makers of samples and how often each is called; the weights sum to 1."""
         plan: list[tuple[Callable[[], Sample], float]] = []
         for name, records in groups.items():
@@ -107,8 +125,14 @@ class Sampler:
 
     def shares(self) -> str:
         """How many rows in a hundred are of each kind."""
-        names = [*self.decks, *(["dialogues"] if self.dialogues.cards else []),
-                 *(["tools"] if self.tool_uses.cards else []), "sums", "joined", "long"]
+        names = [
+            *self.decks,
+            *(["dialogues"] if self.dialogues.cards else []),
+            *(["tools"] if self.tool_uses.cards else []),
+            "sums",
+            "joined",
+            "long",
+        ]
         return ", ".join(f"{name} {weight:.1%}" for name, weight in zip(names, self.weights, strict=True))
 
     def pair(self, name: str) -> tuple[str, str]:
@@ -168,16 +192,24 @@ class Sampler:
         tools = list(card.tools)
         if self.rng.random() < 0.25:
             names = {tool["function"]["name"] for tool in tools}
-            tools += [tool for tool in self.rng.choice(self.tool_uses.cards).tools[:1]
-                      if tool["function"]["name"] not in names]
+            tools += [
+                tool
+                for tool in self.rng.choice(self.tool_uses.cards).tools[:1]
+                if tool["function"]["name"] not in names
+            ]
             self.rng.shuffle(tools)
         if self.rng.random() < 0.1:
             return Sample(turns(*self.pair("facts"), system=card.system), tools)
         question = noisy(card.question, self.rng) if self.rng.random() < 0.5 else card.question
         messages = turns(question, system=card.system)
         if card.call is not None:
-            messages.append({"role": "assistant", "content": "",
-                             "tool_calls": [{"type": "function", "function": card.call}]})
+            messages.append(
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"type": "function", "function": card.call}],
+                }
+            )
         if card.result is not None:
             messages.append({"role": "tool", "content": card.result})
         if card.answer is not None:

@@ -103,9 +103,12 @@ def score(answer: Answer, n_questions: int | None) -> dict[str, Any]:
     totals = {"heldout": len(held), "fixed": len(FIXED), "unknown": len(unknowable)}
     for kind, total in totals.items():
         print(f"{kind:8} {right[kind]} of {total} right, {right[kind] / total:.0%}")
-    return {**right, **{f"n_{kind}": total for kind, total in totals.items()},
-            "share": round(right["heldout"] / totals["heldout"], 3),
-            "wall_s": round(time.monotonic() - begin, 1)}
+    return {
+        **right,
+        **{f"n_{kind}": total for kind, total in totals.items()},
+        "share": round(right["heldout"] / totals["heldout"], 3),
+        "wall_s": round(time.monotonic() - begin, 1),
+    }
 
 
 def main() -> None:

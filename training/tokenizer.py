@@ -19,17 +19,21 @@ TOKENIZER = OUT / "tokenizer.json"
 N_VOCAB = 4096
 TRAINING_ROWS = 40_000
 # Qwen2's expression; llama.cpp knows it as tokenizer.ggml.pre = "qwen2".
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def untrained() -> Tokenizer:
     """A tokenizer with Qwen2's stages and no vocabulary."""
     made = Tokenizer(models.BPE(byte_fallback=False))
-    made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated", invert=False),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     made.decoder = decoders.ByteLevel()
     made.post_processor = processors.ByteLevel(trim_offsets=False)
     return made
@@ -40,8 +44,12 @@ def train(texts: Iterator[str]) -> Tokenizer:
     specials = [AddedToken(text, special=True, normalized=False) for text in CONTROL_TOKENS]
     specials += [AddedToken(text, special=False, normalized=False) for text in MARKUP_TOKENS]
     made = untrained()
-    trainer = trainers.BpeTrainer(vocab_size=N_VOCAB - len(specials), show_progress=False, min_frequency=2,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB - len(specials),
+        show_progress=False,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     made.train_from_iterator(texts, trainer)
     made.add_tokens(specials)
     if made.get_vocab_size() != N_VOCAB:

@@ -80,17 +80,27 @@ def optimizers_for(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
     return [Muon(inner, recipe.rate, 0.95, recipe.decay), adam] if muon else [adam]
 
 
-def save(path: Path, model: Model, optimizers: list[torch.optim.Optimizer], state: State,
-         recipe: Recipe) -> None:
+def save(
+    path: Path, model: Model, optimizers: list[torch.optim.Optimizer], state: State, recipe: Recipe
+) -> None:
     """Writes a checkpoint beside the old one, then puts it in its place."""
     part = path.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "optimizers": [each.state_dict() for each in optimizers],
-                "state": asdict(state), "recipe": asdict(recipe), "shape": asdict(model.shape)}, part)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizers": [each.state_dict() for each in optimizers],
+            "state": asdict(state),
+            "recipe": asdict(recipe),
+            "shape": asdict(model.shape),
+        },
+        part,
+    )
     os.replace(part, path)
 
 
-def one_step(model: Model, optimizers: list[torch.optim.Optimizer], parts: list[batches.Batch],
-             loss_of: LossOf) -> float:
+def one_step(
+    model: Model, optimizers: list[torch.optim.Optimizer], parts: list[batches.Batch], loss_of: LossOf
+) -> float:
     """Gradients over all parts, one update; the mean loss in nats a weighted token."""
     total = sum(float(part.weights.sum()) for part in parts)
     loss = 0.0
@@ -109,13 +119,22 @@ def report(state: State, recipe: Recipe, rate: float, tokens_a_s: float) -> None
     """One line of progress."""
     done = max(state.done(recipe), 1e-9)
     left_s = state.elapsed_s / done * (1 - done)
-    print(f"step {state.step:6}  {done:6.1%}  loss {state.loss:.4f}  rate {rate:.2e}  "
-          f"{tokens_a_s:6.0f} tokens/s  {state.n_tokens / 1e6:.2f} M tokens  {left_s / 60:.1f} min left",
-          flush=True)
+    print(
+        f"step {state.step:6}  {done:6.1%}  loss {state.loss:.4f}  rate {rate:.2e}  "
+        f"{tokens_a_s:6.0f} tokens/s  {state.n_tokens / 1e6:.2f} M tokens  {left_s / 60:.1f} min left",
+        flush=True,
+    )
 
 
-def run(model: Model, optimizers: list[torch.optim.Optimizer], feed: Iterator[list[batches.Batch]],
-        recipe: Recipe, state: State, path: Path, loss_of: LossOf) -> None:
+def run(
+    model: Model,
+    optimizers: list[torch.optim.Optimizer],
+    feed: Iterator[list[batches.Batch]],
+    recipe: Recipe,
+    state: State,
+    path: Path,
+    loss_of: LossOf,
+) -> None:
     """Steps until the budget is used; saves every two minutes and at the end."""
     begin = time.monotonic() - state.elapsed_s
     last_report, last_save, seen = state.elapsed_s, state.elapsed_s, state.n_tokens
@@ -167,8 +186,10 @@ def start(recipe: Recipe, path: Path, resume: bool, compile_it: bool) -> None:
     feed = batches.steps(sampler, load(), model.shape.n_context, recipe.n_tokens, recipe.n_parts, recipe.seed)
     loss_of: LossOf = torch.compile(model.loss, dynamic=True) if compile_it else model.loss
     run(model, optimizers, feed, recipe, state, path, loss_of)
-    print(f"done: {state.step} steps, {state.n_tokens / 1e6:.2f} M tokens, {state.elapsed_s / 60:.1f} min, "
-          f"loss {state.loss:.4f}; {len(sampler.dropped)} records never shown (held out)")
+    print(
+        f"done: {state.step} steps, {state.n_tokens / 1e6:.2f} M tokens, {state.elapsed_s / 60:.1f} min, "
+        f"loss {state.loss:.4f}; {len(sampler.dropped)} records never shown (held out)"
+    )
 
 
 def main() -> None:
@@ -190,8 +211,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     minutes = args.minutes or (None if args.steps else 75.0)
-    recipe = Recipe(args.model, args.steps, minutes, args.rate, args.tokens, args.parts, 0.05, args.seed,
-                    args.optimizer)
+    recipe = Recipe(
+        args.model, args.steps, minutes, args.rate, args.tokens, args.parts, 0.05, args.seed, args.optimizer
+    )
     start(recipe, args.checkpoint or OUT / f"{args.model}.pt", args.resume, args.compile)
 
 

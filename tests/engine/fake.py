@@ -1,7 +1,7 @@
 """A program with scripted logits: the next token of a sequence is a function of all its tokens so far.
 
-It keeps its "cache" in the blocks it is given, so a scheduler that mixes up blocks, positions or slots gives wrong
-tokens.
+It keeps its "cache" in the blocks it is given, so a scheduler that mixes up blocks, positions or slots
+gives wrong tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The scheduler's law against a scripted program: whatever is mixed, chopped or preempted, answers stay the same."""
+"""The scheduler's law against a scripted program: whatever is mixed, chopped or preempted, answers stay
+the same.
+"""
 
 from __future__ import annotations
 
@@ -147,9 +149,7 @@ def test_logit_bias_and_logprobs():
     (token,) = engine.step()
     assert token.token_id == 9
     assert token.logprob is not None
-    assert [t for t, _ in token.logprob.top][0] == expected([1], 1)[0], (
-        "log probabilities are the model's own"
-    )
+    assert token.logprob.top[0][0] == expected([1], 1)[0], "log probabilities are the model's own"
     assert token.logprob.logprob == pytest.approx(token.logprob.top[0][1] - 10, abs=1e-5)
 
 

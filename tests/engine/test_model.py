@@ -20,7 +20,8 @@ from kvasir.sampling import SamplingParams
 from tests.engine.fake import VOCAB, FakeProgram, expected
 
 INFO = ModelInfo(
-    "fake:latest", Path("fake.gguf"), "gguf", "fake", 1, "F32", 0, 1, 1, datetime.now(UTC), "0" * 64, "", ("completion",)
+    "fake:latest", Path("fake.gguf"), "gguf", "fake", 1, "F32", 0, 1, 1, datetime.now(UTC), "0" * 64, "",
+    ("completion",),
 )  # fmt: skip
 
 

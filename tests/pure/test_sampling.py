@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvasir.errors import UsageError
+from kvasir.errors import Bug, UsageError
 from kvasir.sampling import SamplingParams, choose, logprobs, penalize, uniform
 
 LOGITS = np.log(np.array([0.5, 0.2, 0.15, 0.1, 0.05], np.float32))
@@ -66,6 +66,15 @@ def test_nan_is_never_chosen():
     logits = np.array([np.nan, 0.0, np.nan, -1.0], np.float32)
     assert choose(logits, SamplingParams(temperature=0), 0.0) == 1
     assert {choose(logits, SamplingParams(), u) for u in np.linspace(0, 0.999, 100)} == {1, 3}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_infinities_share_the_draw_and_nothing_at_all_is_a_bug(temperature):
+    logits = np.array([1.0, np.inf, 5.0, np.inf], np.float32)
+    params = SamplingParams(temperature=temperature)
+    assert {choose(logits, params, u) for u in (0.1, 0.9)} == ({1, 3} if temperature else {1})
+    with pytest.raises(Bug, match="no token to choose"):
+        choose(np.full(3, -np.inf, np.float32), params, 0.5)
 
 
 def test_penalties():

@@ -43,8 +43,12 @@ def test_held_out_questions_are_never_drawn() -> None:
 def test_held_out_questions_are_new() -> None:
     facts = list(read_corpus().all_facts())
     written = {normalized(question) for fact in facts for question in fact.questions}
-    made = {normalized(from_topic(template, fact.topic))
-            for fact in facts if fact.topic for template in TOPIC_TEMPLATES}
+    made = {
+        normalized(from_topic(template, fact.topic))
+        for fact in facts
+        if fact.topic
+        for template in TOPIC_TEMPLATES
+    }
     questions = {normalized(check.question) for check in read_heldout()}
     assert len(questions) == 100
     assert not questions & (written | made)
@@ -151,7 +155,8 @@ def test_a_step_lowers_the_loss_of_its_batch(optimizer: str) -> None:
     recipe = Recipe("draft", 1, None, 2e-3, 64, 1, 0.05, 0, optimizer)
     optimizers = optimizers_for(model, recipe)
     assert sum(len(group["params"]) for each in optimizers for group in each.param_groups) == len(
-        list(model.parameters()))
+        list(model.parameters())
+    )
     batch = stack([Row(list(range(20, 60)), [1.0] * 40)], multiple=8)
     losses = [one_step(model, optimizers, [batch], model.loss) for _ in range(6)]
     assert losses[-1] < losses[0] - 0.5
