@@ -64,7 +64,8 @@ mead: $(VENV)/compared  ## train the built-in model and its draft again (two cor
 docs: $(VENV)/tested  ## write the generated parts of the docs anew
 	$(BIN)/python -m tests.docs
 
-asan: $(BIN)/python  ## build the extension with the address sanitizer and run the kernel tests on it
+asan: $(VENV)/tested  ## build the extension with the address sanitizer and run the kernel tests on it
+	$(BIN)/pip install --quiet --disable-pip-version-check cmake ninja nanobind
 	cpp/asan.sh
 
 clean:  ## remove the environment and everything built

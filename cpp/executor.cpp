@@ -11,7 +11,10 @@ inline namespace KVASIR_ISA_NS {
 
 namespace {
 
-constexpr double kAlone = 4000;   // ns: a phase cheaper than this is not worth waking anyone
+constexpr double kAlone = 4000;  // ns: a phase cheaper than this is not worth waking anyone
+// ns: a step cheaper than this stays on the caller's thread. Two threads would save a part of it on an idle machine,
+// and lose a scheduler's slice at every barrier on one where something else holds a core.
+constexpr double kStepAlone = 1.5e6;
 constexpr int kGrabsAThread = 6;  // tasks are taken in this many portions, so that a slow core holds nobody up
 
 // One step in the hands of all threads: which phase they are in, and which of its tasks are still free.
@@ -21,6 +24,7 @@ class Run {
         : ops_(ops), step_(step), pool_(pool), seen_(seen) {}
 
     void operator()() {
+        alone_ = pool_.threads() == 1 || cost() < kStepAlone;
         advance();
         if (op_ < ops_.size()) pool_.run([this](int thread) { work(thread); });
         if (failure_) std::rethrow_exception(failure_);
@@ -38,11 +42,22 @@ class Run {
         }
     }
 
+    // What the step costs on one thread, roughly, in ns.
+    double cost() const {
+        double ns = 0;
+        for (const auto& op : ops_)
+            for (int phase = 0; phase < op->phases(); phase++) {
+                Work w = op->work(step_, phase);
+                ns += static_cast<double>(w.tasks) * w.ns;
+            }
+        return ns;
+    }
+
     // To the next phase that all threads should share, running the small ones on the way. One thread only.
     void advance() {
         for (; op_ < ops_.size(); leave()) {
             Work w = ops_[op_]->work(step_, phase_);
-            bool alone = pool_.threads() == 1 || static_cast<double>(w.tasks) * w.ns < kAlone;
+            bool alone = alone_ || static_cast<double>(w.tasks) * w.ns < kAlone;
             if (!alone) {
                 tasks_ = w.tasks;
                 grain_ = std::max<int64_t>(1, w.tasks / (kGrabsAThread * pool_.threads()));
@@ -76,6 +91,7 @@ class Run {
     const Step& step_;
     Pool& pool_;
     const std::function<void(const Step&, int)>& seen_;
+    bool alone_ = false;
     size_t op_ = 0;
     int phase_ = 0;
     int64_t tasks_ = 0, grain_ = 1;

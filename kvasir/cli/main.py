@@ -80,7 +80,7 @@ def overview() -> str:
     lines += ['  kvasir run mead "What is DNS?"   ask it one thing', "", "Commands:"]
     lines += [f"  {name:8}{what}" for name, what in COMMANDS.items()]
     lines += ["  help    this text; `kvasir help COMMAND` for the options of a command", "", "Environment:"]
-    lines += [f"  {s.name:18}{s.form:18}{s.help}" for s in SWITCHES]
+    lines += [f"  {s.name:18}{s.form:20}{s.help}" for s in SWITCHES]
     return "\n".join(lines)
 
 
