@@ -106,13 +106,9 @@ def _output_rows(plan: Plan) -> int:
 
 def _limits(plan: Plan, memory: Memory) -> list[int]:
     """n_blocks, n_slots, vocabulary, positions, paged?, slots?, window: what a batch is checked against."""
-    tables: dict[str, list[int]] = {"tokens": [], "positions": []}
     windows = [op.window for op in plan.ops if isinstance(op, ops.Attend) and op.cache]
-    for op in plan.ops:
-        if isinstance(op, ops.Embed):
-            tables[op.by].append(op.table.shape[0])
     kinds = {s.kind for s in plan.states.values()}
-    vocabulary, positions = (min(tables[by], default=0) for by in ("tokens", "positions"))
+    vocabulary, positions = plan.table_rows("tokens"), plan.table_rows("positions")
     window = 0 if 0 in windows else max(windows, default=0)
     return [memory.n_blocks, memory.n_slots, vocabulary, positions, "paged" in kinds, "slot" in kinds, window]
 

@@ -51,6 +51,7 @@ class BlockPool:
         """Raises Bug unless every block is free, or owned exactly as often as `holders` list it."""
         held = Counter(block for blocks in holders for block in blocks)
         wrong = [b for b in range(self.n_blocks) if held[b] != self._owners[b]]
-        lost = [b for b in range(self.n_blocks) if (self._owners[b] == 0) != (b in set(self._free))]
-        if wrong or lost or len(set(self._free)) != len(self._free):
+        free = set(self._free)
+        lost = [b for b in range(self.n_blocks) if (self._owners[b] == 0) != (b in free)]
+        if wrong or lost or len(free) != len(self._free):
             raise Bug(f"cache blocks are not accounted for: owners of {wrong[:8]}, free list at {lost[:8]}")

@@ -43,7 +43,8 @@ class Engine:
     ):
         slotted = any(s.kind == "slot" for s in program.plan.states.values())
         memory = program.memory
-        self.program, self.eos_ids = program, frozenset(eos_ids)
+        self.program = program
+        self.eos_ids = frozenset(i for i in eos_ids if i < self.n_vocab)
         self.pool = BlockPool(memory.n_blocks)
         self.scheduler = Scheduler(self.pool, memory.n_slots if slotted else 0, max_sequences, step_tokens)
 
@@ -72,10 +73,7 @@ class Engine:
         range.
         """
         limit, vocab = self.limit(max_context), self.n_vocab
-        if not tokens:
-            raise UsageError("the prompt has no tokens", hint="send some text")
-        if bad := [t for t in tokens if not 0 <= t < vocab]:
-            raise UsageError(f"token id {bad[0]} is not in the vocabulary of {vocab}")
+        self._must_read(tokens)
         if bad := [t for t in (*params.logit_bias, *params.stop_token_ids) if t >= vocab]:
             raise UsageError(
                 f"token id {bad[0]} in logit_bias or stop_token_ids is not in the vocabulary of {vocab}"
@@ -90,8 +88,8 @@ class Engine:
 
     @property
     def n_vocab(self) -> int:
-        assert self.program.plan.output is not None
-        return self.program.plan.output.width
+        """Token ids that the model reads."""
+        return self.program.plan.n_vocab
 
     def add(self, sequence: Sequence) -> None:
         """Queues it.  Raises CapacityError when the cache could never hold it."""
@@ -116,12 +114,28 @@ class Engine:
         return [self._extend(s, row) for s, row in zip(ready, output, strict=True)]
 
     def embed(self, prompts: list[list[int]]) -> list[Floats]:
-        """One embedding [D] a prompt, for plans that pool; each prompt is computed in one step."""
-        found = []
+        """One embedding [D] a prompt, for plans that pool; each prompt is computed in one step.
+
+        Raises UsageError for a prompt that is empty, over the context, or has token ids out of range.
+        """
+        limit, found = self.limit(), []
         for tokens in prompts:
-            sequence = self.sequence(tokens, SamplingParams(max_tokens=1), len(tokens) + 1)
+            self._must_read(tokens)
+            if len(tokens) > limit:
+                raise UsageError(
+                    f"the text has {len(tokens)} tokens and the context holds {limit}",
+                    hint="shorten the text, or embed it in parts",
+                )
+            sequence = Sequence(list(tokens), SamplingParams(), limit, seed=0)
             found.append(self.program.step(self._batch([Part(sequence, len(tokens))]))[0])
         return found
+
+    def _must_read(self, tokens: list[int]) -> None:
+        """Raises UsageError unless there are tokens, all of them in the vocabulary."""
+        if not tokens:
+            raise UsageError("the prompt has no tokens", hint="send some text")
+        if bad := [t for t in tokens if not 0 <= t < self.n_vocab]:
+            raise UsageError(f"token id {bad[0]} is not in the vocabulary of {self.n_vocab}")
 
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for."""

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from kvasir.backends.base import BLOCK
+from kvasir.chat import FinishReason
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import CapacityError
@@ -82,14 +83,14 @@ class Scheduler:
             budget -= count
         return list(parts.values())
 
-    def finish(self, sequence: Sequence, reason: str) -> None:
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Takes it out, wherever it is, and frees what it held."""
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self._free_slot(sequence)
-        self.pool.give_back(sequence.finish(reason))  # type: ignore[arg-type]
+        self.pool.give_back(sequence.finish(reason))
 
     def check(self) -> None:
         """Raises Bug unless every block is accounted for."""

@@ -66,7 +66,13 @@ def rotation(c: Config, given: Given, head_dim: int, theta: float = 10000.0, par
         kind = "longrope"
     if kind not in KINDS:
         raise ModelError(f"rope scaling {kind!r} is not known", hint=f"known: {', '.join(KINDS)}")
-    return KINDS[kind](c, t, given, plain, base)
+    try:
+        made = KINDS[kind](c, t, given, plain, base)
+    except (ArithmeticError, ValueError):
+        made = Rotation(())
+    if not made.inverse_frequencies or not np.isfinite([*made.inverse_frequencies, made.magnitude]).all():
+        raise CheckpointError(f"{c.where}: {kind} scaling with such numbers makes no sense")
+    return made
 
 
 def simple(base: float, dim: int) -> Rotation:

@@ -161,6 +161,16 @@ class Plan:
 
     # -- reading -----------------------------------------------------------------------------------
 
+    def table_rows(self, by: str) -> int:
+        """Rows of the smallest table that tokens, or positions, are looked up in; 0 if none is."""
+        tables = (op.table for op in self.ops if isinstance(op, ops.Embed) and op.by == by)
+        return min((table.shape[0] for table in tables), default=0)
+
+    @property
+    def n_vocab(self) -> int:
+        """Token ids that the model reads."""
+        return self.table_rows("tokens")
+
     def __str__(self) -> str:
         return "\n".join(line(op) for op in self.ops)
 

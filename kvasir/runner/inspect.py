@@ -51,11 +51,6 @@ def describe(name: str) -> ModelInfo:
     return info(file, checkpoint, plan)
 
 
-def plan_of(name: str, context: int | None = None) -> Plan:
-    """The plan of the model called `name`."""
-    return build(open_checkpoint(find(name).path), context)[0]
-
-
 def info(file: ModelFile, checkpoint: Checkpoint, plan: Plan) -> ModelInfo:
     """What is known of an opened model."""
     weights = Counter[str]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -62,6 +63,8 @@ class Model:
         self._step_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"engine {info.name}", daemon=True)
         self._thread.start()
+        # A thread that is still inside a step when the interpreter ends takes the process down with it.
+        atexit.register(self.close)
 
     @classmethod
     def load(
@@ -77,10 +80,12 @@ class Model:
     ) -> Model:
         """Opens, checks, repacks and starts the model called `name`.
 
-        `context` caps the positions of every sequence below the model's own; `n_blocks` sizes the KV cache
-        in blocks
-        of 16 tokens (default: by the memory there is).  Raises ModelError, CheckpointError, CapacityError.
+        `context` caps the positions of every sequence below the model's own; `n_blocks` sizes the KV cache in
+        blocks of 16 tokens (default: by the memory there is).
+        Raises UsageError, ModelError, CheckpointError, CapacityError; nothing that was started is left then.
         """
+        if context is not None and context < 0:
+            raise UsageError(f"a context of {context} tokens makes no sense")
         start, switches = perf_counter(), read_settings()
         file = find(name)
         progress("reading the file")
@@ -89,11 +94,15 @@ class Model:
         if context:
             plan.context = min(context, plan.context or context)
         prompter = Prompter.of(checkpoint)
-        memory = memory_for(plan, kv_format or switches.kv, n_blocks, switches.cache_gb)
-        progress("repacking the weights")
-        program = backend_named(backend, threads, switches.check).compile(plan, weights, memory)
-        engine = Engine(watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES)
-        model = cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start)
+        try:
+            memory = memory_for(plan, kv_format or switches.kv, n_blocks, switches.cache_gb)
+            progress("repacking the weights")
+            program = backend_named(backend, threads, switches.check).compile(plan, weights, memory)
+            engine = Engine(watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES)
+            model = cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start)
+        except BaseException:  # Ctrl-C included
+            prompter.close()
+            raise
         if switches.debug:
             print(f"kvasir: loaded {model.info.name} in {model.load_s:.3f} s, {memory}", file=sys.stderr)
         return model
@@ -129,8 +138,9 @@ class Model:
         return stream
 
     def embed(self, texts: list[str]) -> list[list[float]]:
-        """One embedding [D] a text, as the model's pooling gives it (not normalized).  UsageError if it
-        has none.
+        """One embedding [D] a text, as the model's pooling gives it (not normalized).
+
+        Raises UsageError for a model that gives none, and for a text that is empty or over the context.
         """
         if not self.is_embedding:
             raise UsageError(
@@ -151,11 +161,13 @@ class Model:
         return self._engine.program.referenced()
 
     def close(self) -> None:
-        """Ends every answer under way and the thread."""
+        """Ends every answer under way and the thread.  Any number of times, and from any thread."""
+        atexit.unregister(self.close)
         with self._changed:
             self._inbox.closing = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
         self.prompter.close()
 
     def check(self) -> None:
@@ -238,9 +250,7 @@ class Model:
 
 
 def backend_named(name: str, threads: int | None, check: bool = False) -> Backend:
-    """The backend called `name`: cpu or reference.  `check`: every step is compared with the reference, op
-    by op.
-    """
+    """The backend called `name`: cpu or reference.  `check`: the CPU's ops are held to their reference."""
     if name == "cpu":
         backend = CpuBackend(threads=threads)
         return CheckedBackend(backend) if check else backend
@@ -250,12 +260,10 @@ def backend_named(name: str, threads: int | None, check: bool = False) -> Backen
 
 
 def memory_for(plan: Plan, kv_format: str, n_blocks: int | None, cache_gb: float | None = None) -> Memory:
-    """Room for the plan's states: eight sequences of full length, within half of the memory that is
-    available.
+    """Room for the plan's states: eight sequences of full length, in at most half of the free memory.
 
     `cache_gb` or `n_blocks` set the cache's size instead.  Pages of the cache are touched only when a
-    sequence grows
-    into them, so what is not used costs nothing.  Raises CapacityError when not even one block fits.
+    sequence grows into them, so what is not used costs nothing.  Raises CapacityError when none fits.
     """
     if kv_format not in ("f16", "f32"):
         raise UsageError(f"KV cache format {kv_format!r} is unknown", hint="the formats are f16 and f32")
@@ -264,16 +272,17 @@ def memory_for(plan: Plan, kv_format: str, n_blocks: int | None, cache_gb: float
     slot_bytes = sum(s.width for s in plan.states.values() if s.kind == "slot") * 4
     n_slots = max(1, min(MAX_SEQUENCES, room // 4 // slot_bytes)) if slot_bytes else 1
     block_bytes = sum(s.width for s in plan.states.values() if s.kind == "paged") * number * BLOCK
-    if n_blocks is None and block_bytes:
-        most = (room - n_slots * slot_bytes) // block_bytes
-        wanted = -(-(plan.context or DEFAULT_CONTEXT) // BLOCK) * CACHE_SEQUENCES
-        n_blocks = most if cache_gb else min(wanted, most)
-        if n_blocks < 1:
-            raise CapacityError(
-                f"one block of the KV cache needs {block_bytes:,} bytes and {room:,} may be used",
-                hint="close other programs, raise KVASIR_CACHE_GB, or choose a smaller model",
-            )
-    return Memory(n_blocks or 1, n_slots, kv_format)
+    if n_blocks is None:
+        each = -(-(plan.context or DEFAULT_CONTEXT) // BLOCK)
+        n_blocks = each * (MAX_SEQUENCES if cache_gb else CACHE_SEQUENCES)
+        if block_bytes:  # an encoder keeps nothing, and its blocks cost nothing
+            n_blocks = min(n_blocks, (room - n_slots * slot_bytes) // block_bytes)
+    if n_blocks < 1:
+        raise CapacityError(
+            f"one block of the KV cache needs {block_bytes:,} bytes and {room:,} may be used",
+            hint="close other programs, raise KVASIR_CACHE_GB, or choose a smaller model",
+        )
+    return Memory(n_blocks, n_slots, kv_format)
 
 
 def available_bytes() -> int:

@@ -22,9 +22,7 @@ class Prompter:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Prompter:
-        """The tokenizer and the chat template that a checkpoint brings.  Raises ModelError,
-        CheckpointError.
-        """
+        """The checkpoint's own tokenizer and chat template.  Raises ModelError, CheckpointError."""
         tokenizer = tokenizer_of(checkpoint)
         source = template_source(checkpoint)
         template = None if source is None else _template(source, tokenizer)
@@ -59,6 +57,7 @@ class Prompter:
         """The prompt's token ids, and how many tokens were cut to fit under `limit` (0 unless `truncate`).
 
         Of a chat the oldest turns go first and the system message stays; of a text, its oldest tokens.
+        Raises UsageError, ModelError.
         """
         if request.messages and request.prompt is not None:
             raise UsageError("a request has messages or a prompt, not both")
@@ -118,8 +117,12 @@ def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def _without_oldest(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
-    """Without the oldest turn that is no system message; None when only the last turn is left."""
-    turns = [i for i, m in enumerate(messages) if m.role != "system"]
-    if len(turns) < 2:
+    """Without all before the user's second message but system messages; None if there is no second.
+
+    What remains begins as a conversation does: many templates refuse one that begins with an answer, and the
+    result of a tool means nothing without its call.
+    """
+    asked = [i for i, m in enumerate(messages) if m.role == "user"]
+    if len(asked) < 2:
         return None
-    return messages[: turns[0]] + messages[turns[0] + 1 :]
+    return tuple(m for i, m in enumerate(messages) if i >= asked[1] or m.role == "system")

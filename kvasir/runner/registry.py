@@ -11,21 +11,19 @@ from kvasir.store.names import find
 
 
 class Models:
-    """Loaded models by name.  Mutable and thread-safe; while one thread loads a model the others wait for
-    it.
-    """
+    """Loaded models by name.  Mutable and thread-safe; while one thread loads a model, others wait for it."""
 
     def __init__(self, load: Callable[[str], Model] = Model.load):
         self._load = load
         self._models: dict[str, Future[Model]] = {}
+        self._keys: dict[str, str] = {}  # from what was asked for: its file may be gone when it is freed
         self._lock = threading.Lock()
 
     def get(self, name: str) -> Model:
-        """The model called `name`, loaded if it is not.  Raises what loading raises; a failure is not
-        kept.
-        """
+        """The model called `name`, loaded if it is not.  Raises what loading raises, and keeps no failure."""
         key = find(name).name
         with self._lock:
+            self._keys[name] = key
             future = self._models.get(key)
             mine = future is None
             if future is None:
@@ -35,7 +33,8 @@ class Models:
                 future.set_result(self._load(name))
             except BaseException as e:
                 with self._lock:
-                    self._models.pop(key, None)
+                    if self._models.get(key) is future:
+                        del self._models[key]
                 future.set_exception(e)
         return future.result()
 
@@ -46,17 +45,19 @@ class Models:
         return [f.result() for f in ready]
 
     def unload(self, name: str) -> bool:
-        """Frees the model called `name`; False when it was not in memory."""
+        """Frees the model called `name`, once it is loaded; False when it was not in memory."""
+        key = self._keys.pop(name, None) or find(name).name
         with self._lock:
-            future = self._models.pop(find(name).name, None)
-        if future is None:
+            future = self._models.pop(key, None)
+        if future is None or future.exception() is not None:
             return False
         future.result().close()
         return True
 
     def close(self) -> None:
-        """Frees every model."""
-        for model in self.loaded():
-            model.close()
+        """Frees every model, those being loaded too."""
         with self._lock:
-            self._models.clear()
+            futures, self._models = list(self._models.values()), {}
+        for future in futures:
+            if future.exception() is None:
+                future.result().close()

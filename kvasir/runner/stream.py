@@ -6,14 +6,14 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
 from kvasir.chat import Event, Finished
 from kvasir.errors import KvasirError
 
 
 class Stream:
-    """Events of one request, in order, for one consumer.  Mutable; the engine's thread puts, the consumer
-    takes.
+    """Events of one request, in order, for one consumer.  Mutable: the engine's thread puts, it takes.
 
     Iterating raises the KvasirError that ended the request, if one did.  `cancel()` may be called from
     anywhere, any number of times; the stream then ends with `Finished("abort")` for the answers not yet done.
@@ -38,12 +38,13 @@ class Stream:
         self._cancel(self)
 
     def put(self, event: Event | KvasirError) -> None:
+        """The next event, or the error that ends them all.  Never raises: the engine's thread must live."""
         with self._changed:
             self._events.append(event)
             self._changed.notify()
             if self._waiter:
                 loop, flag = self._waiter
-                if not loop.is_closed():
+                with suppress(RuntimeError):  # the consumer's loop is closed: nobody reads this any more
                     loop.call_soon_threadsafe(flag.set)
 
     def __iter__(self) -> Iterator[Event]:

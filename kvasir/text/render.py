@@ -26,8 +26,6 @@ try:
 except ImportError:  # Windows: the time bound remains
     resource = None  # type: ignore[assignment]
 
-MAX_FRAME = 256 << 20
-
 
 class RaisedByTemplate(TemplateError):
     """What the template said through `raise_exception`: the messages do not suit it."""

@@ -147,7 +147,10 @@ class _Worker:
             )
         except OSError as error:
             raise ModelError(f"the process for chat templates does not start: {error}") from None
-        self._ready = False
+        self._ready, self._refused = (
+            False,
+            dict[str, str](),
+        )  # why the source does not compile, if it does not
         self._send({"source": source, "memory_bytes": MEMORY_BYTES})
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, str]:
@@ -155,9 +158,9 @@ class _Worker:
         if not self._ready:
             self._receive(time.monotonic() + START_S)
             compiled = self._receive(time.monotonic() + seconds)
-            if "ok" not in compiled:
-                return compiled
-            self._ready = True
+            self._ready, self._refused = True, {} if "ok" in compiled else compiled
+        if self._refused:
+            return self._refused
         deadline = time.monotonic() + seconds
         self._send(request)
         return self._receive(deadline)

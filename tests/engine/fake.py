@@ -12,7 +12,6 @@ import numpy as np
 
 from kvasir.backends.base import BLOCK, Batch, Floats, Memory
 from kvasir.plan import Plan
-from kvasir.plan.ops import Value
 from kvasir.sampling import SamplingParams, choose, penalize
 
 VOCAB = 64
@@ -30,7 +29,9 @@ class FakeProgram:
     """Mutable: `cells` is the cache (token by cell), `steps` the sizes of the steps so far."""
 
     def __init__(self, n_blocks: int, context: int = 0, n_slots: int = 0):
-        self.plan = Plan("fake", output=Value(0, "R", VOCAB), context=context)
+        self.plan = Plan("fake", context=context)
+        x = self.plan.take(self.plan.embed("token_embd", VOCAB, 8))
+        self.plan.output = self.plan.linear(x, "output", VOCAB)
         if n_slots:
             self.plan.state("memory", "slot", 1)
         self.memory = Memory(n_blocks, max(n_slots, 1))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,3 +224,23 @@ def test_the_output_equals_that_of_the_reference_backend() -> None:
     want = Reference().compile(plan, weights, memory).step(batch)
     got = backend().compile(plan, weights, memory).step(batch)
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+
+
+LEAVING = """
+from kvasir.backends.cpu import CpuBackend
+from tests.engine.test_model import *
+from tests.stepping import program
+m = Model(INFO, Prompter(Letters(), None), Engine(program("llama", CpuBackend())), 0.0)
+streams = [m.submit(ChatRequest(wish(n=16, max_tokens=None), prompt="123")) for _ in range(3)]
+next(iter(streams[0]))
+print("leaving")
+"""
+
+
+def test_a_program_may_end_while_answers_are_computed() -> None:
+    root = Path(__file__).parents[2]
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", LEAVING], cwd=root, capture_output=True, text=True, timeout=120
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")

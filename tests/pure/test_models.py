@@ -170,6 +170,12 @@ def test_unread_key_is_an_error(tmp_path: Path) -> None:
         ({"vocab_size": 101}, r"\[100, 32\].*\[101, 32\]"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}}, "factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 0.0}}, "makes no sense"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_slow": -1.0}}, "makes no sense"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 1}},
+            "makes no sense",
+        ),
     ],
 )
 def test_config_that_does_not_fit_is_an_error(

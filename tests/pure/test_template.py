@@ -221,3 +221,11 @@ def test_template_of_a_folder(files: dict[str, str], wanted: str | type[KvasirEr
     else:
         with pytest.raises(wanted):
             template_from_folder(tmp_path)
+
+
+def test_a_source_that_does_not_compile_says_so_every_time() -> None:
+    template = ChatTemplate("{% if %}")
+    for _ in range(3):
+        with pytest.raises(ModelError, match="line 1"):
+            template.render(HI)
+    template.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from kvasir.text.tokenizer import Tokenizer
 from tests.pure import tokenizer_pairs as pairs
@@ -37,13 +37,6 @@ O200K = (
 DEEPSEEK3 = (
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
-)
-FALCON = pre_tokenizers.Sequence(
-    [
-        pre_tokenizers.Punctuation("contiguous"),
-        GPT2,
-        pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
-    ]
 )
 KINDS: dict[str, tuple[Any, Any, bool]] = {
     "gpt-2": (GPT2, None, False),
