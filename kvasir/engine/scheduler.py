@@ -28,7 +28,8 @@ class Scheduler:
     """First come, first served, under a budget of `step_tokens` rows a step.  Mutable.
 
     Sequences with one pending token go first, so that a long prompt never holds up the answers under way.
-    When blocks run out the youngest running sequence is preempted and waits at the front of the queue.
+    A sequence is let in when there are blocks for all its tokens, and takes them as it grows.  When they
+    run out the youngest running sequence is preempted and waits at the front of the queue.
     """
 
     def __init__(self, pool: BlockPool, n_slots: int, max_sequences: int, step_tokens: int):
@@ -74,9 +75,11 @@ class Scheduler:
                 budget -= count
         while budget and self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
-            count = min(sequence.n_pending, budget)
-            if (self._use_slots and not self._slots) or not self._grow(sequence, count):
+            # Not before all of it fits: else its own next chunk would soon preempt it, again and again.
+            if (self._use_slots and not self._slots) or _blocks(len(sequence.tokens)) > self.pool.n_free:
                 break
+            count = min(sequence.n_pending, budget)
+            self._grow(sequence, count)
             self.waiting.popleft()
             self._admit(sequence)
             parts[id(sequence)] = Part(sequence, count)
@@ -106,7 +109,7 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, count: int) -> bool:
         """Blocks for `count` more tokens; False if the pool cannot give them."""
-        need = -(-(sequence.n_computed + count) // BLOCK) - len(sequence.blocks)
+        need = _blocks(sequence.n_computed + count) - len(sequence.blocks)
         if need <= 0:
             return True
         taken = self.pool.take(need)
@@ -123,3 +126,7 @@ class Scheduler:
     def _free_slot(self, sequence: Sequence) -> None:
         if sequence.slot >= 0:
             self._slots.append(sequence.slot)
+
+
+def _blocks(n_tokens: int) -> int:
+    return -(-n_tokens // BLOCK)

@@ -50,6 +50,18 @@ def test_answers_do_not_depend_on_load(prompts, n_blocks, step_tokens, max_seque
     assert engine.pool.n_free == n_blocks
 
 
+def test_a_preempted_sequence_waits_until_all_of_it_fits():
+    """Else it would be let in for its first chunks, and be preempted by its own next one, over and over."""
+    program = FakeProgram(20)
+    engine = Engine(program, (), step_tokens=32)
+    old = start(engine, [1] * 100, SamplingParams(temperature=0, max_tokens=150))
+    young = start(engine, [2] * 150, SamplingParams(temperature=0, max_tokens=100))
+    drain(engine)
+    assert (old.n_preempted, young.n_preempted) == (0, 1)
+    assert young.generated == expected([2] * 150, 100)
+    assert sum(map(sum, program.steps)) < 250 + 2 * 250
+
+
 def test_a_step_never_exceeds_its_budget_and_a_long_prompt_does_not_hold_up_a_decode():
     program = FakeProgram(200)
     engine = Engine(program, (), step_tokens=32)
