@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, Metrics, TokenLogprob, ToolCall
 from kvasir.errors import UsageError
@@ -284,10 +285,13 @@ class _Bar:
 
 def _prompts(prompts: Any) -> list[str | list[int]]:
     """One prompt or many, each a text, token ids, or vLLM's {"prompt": ...} / {"prompt_token_ids": ...}."""
-    if isinstance(prompts, str | Mapping) or _is_ids(prompts):
+    if isinstance(prompts, str | Mapping):
         prompts = [prompts]
+    if not isinstance(prompts, Iterable):
+        raise UsageError(f"prompts are texts or lists of token ids, not {type(prompts).__name__}")
+    many = list(prompts)
     found: list[str | list[int]] = []
-    for prompt in prompts:
+    for prompt in [many] if _is_ids(many) else many:
         if isinstance(prompt, Mapping):
             prompt = prompt.get("prompt_token_ids") or prompt.get("prompt")
         if not (isinstance(prompt, str) or _is_ids(prompt)):
@@ -296,11 +300,10 @@ def _prompts(prompts: Any) -> list[str | list[int]]:
     return found
 
 
-def _is_ids(prompt: object) -> bool:
-    if isinstance(prompt, str) or not isinstance(prompt, Iterable) or isinstance(prompt, Mapping):
+def _is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         return False
-    items = list(prompt)
-    return bool(items) and all(isinstance(i, int) and not isinstance(i, bool) for i in items)
+    return bool(prompt) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt)
 
 
 def _conversations(messages: Sequence[Any]) -> list[tuple[Message, ...]]:
@@ -319,14 +322,27 @@ def _message(given: Any) -> Message:
     content = given.get("content") or ""
     if not isinstance(content, str):
         content = "".join(_text_part(part) for part in content)
-    calls = (c.get("function", c) for c in given.get("tool_calls") or ())
     return Message(
         role=given["role"],
         content=content,
-        tool_calls=tuple(ToolCall(c["name"], c["arguments"]) for c in calls),
+        tool_calls=tuple(_call(c) for c in given.get("tool_calls") or ()),
         tool_name=given.get("name") or given.get("tool_name") or "",
         tool_call_id=given.get("tool_call_id") or "",
     )
+
+
+def _call(given: Any) -> ToolCall:
+    """A call as OpenAI writes it, its arguments as JSON, or as Ollama does, as a mapping."""
+    function = given.get("function", given) if isinstance(given, Mapping) else {}
+    name, arguments = function.get("name"), function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            raise UsageError(f"the arguments of {name} are not JSON: {arguments!r}") from None
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise UsageError(f"a tool call has a name and arguments, got {given!r}")
+    return ToolCall(name, arguments, given.get("id") or "")
 
 
 def _text_part(part: Any) -> str:

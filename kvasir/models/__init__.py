@@ -21,6 +21,7 @@ from kvasir.models.qwen import QWEN2, QWEN3, QWEN3_MOE
 from kvasir.models.qwen35 import QWEN35
 from kvasir.models.rope import Given
 from kvasir.plan import Plan
+from kvasir.plan.ops import Pooling
 
 # By `architectures` of config.json, and by `general.architecture` of a GGUF file.
 FAMILIES: dict[str, Family] = {
@@ -56,7 +57,7 @@ def build(checkpoint: Checkpoint, context: int | None = None) -> tuple[Plan, Wei
     gguf = checkpoint.kind == "gguf"
     tensors = checkpoint.tensors if gguf else bare(checkpoint.tensors)
     factors = {n: divisors(tensors[f"{n}.weight"]) for n in GGUF_FACTORS if f"{n}.weight" in tensors}
-    given = Given(context or 0, factors, tensors, "" if gguf else pooling(checkpoint.path))
+    given = Given(context or 0, factors, tensors, None if gguf else pooling(checkpoint.path))
     config = inner(outer)
     plan = family.plan(config, given)
     recipes = family.gguf(config) if gguf else family.safetensors(config)
@@ -77,16 +78,16 @@ def inner(c: Config) -> Config:
     return text
 
 
-def pooling(path: Path) -> str:
-    """How rows become one, by the folder's sentence-transformers module: "mean", "first", "last", or unsaid.
+def pooling(path: Path) -> Pooling | None:
+    """How rows become one, by the folder's sentence-transformers module, or None where nothing says so.
 
     Raises CheckpointError for another way.
     """
     file = path / "1_Pooling" / "config.json"
     if not file.is_file():
-        return ""
+        return None
     told = {k.removeprefix("pooling_mode_"): v for k, v in read_json(file).items() if v is True}
-    ways = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last"}
+    ways: dict[str, Pooling] = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last"}
     chosen = [k for k in told if k != "include_prompt"]
     if len(chosen) != 1 or chosen[0] not in ways:
         raise CheckpointError(f"1_Pooling: pooling by {' and '.join(chosen) or 'nothing'} is not implemented",

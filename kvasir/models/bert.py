@@ -8,8 +8,9 @@ from kvasir.errors import CheckpointError
 from kvasir.models.blocks import Family, dims, start
 from kvasir.models.rope import Given
 from kvasir.plan import Plan, Value
+from kvasir.plan.ops import Pooling
 
-POOLING = {1: "mean", 2: "first", 3: "last"}  # GGUF's numbers
+POOLING: dict[int, Pooling] = {1: "mean", 2: "first", 3: "last"}  # GGUF's numbers
 
 
 def bert(c: Config, given: Given) -> Plan:
@@ -35,7 +36,7 @@ def bert(c: Config, given: Given) -> Plan:
     return p
 
 
-def pooling(c: Config, given: Given) -> str:
+def pooling(c: Config, given: Given) -> Pooling:
     """The mean of all rows, unless the file says otherwise."""
     told = c.int("pooling_type", 1)
     if told not in POOLING:

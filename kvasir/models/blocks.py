@@ -10,7 +10,7 @@ from kvasir.checkpoint.recipes import Look, Part, Recipe, Recipes, half_split, j
 from kvasir.errors import CheckpointError
 from kvasir.models.rope import Given, Rotation
 from kvasir.plan import Plan, Value
-from kvasir.plan.ops import Activation
+from kvasir.plan.ops import Activation, Route
 
 NONE: Mapping[str, int] = {}
 
@@ -110,7 +110,7 @@ def mlp(p: Plan, m: Dims, x: Value, ffn: int, fn: Activation = "silu", bias: boo
     return p.linear(p.glu(gate, up, fn), "ffn_down", m.width, bias)
 
 
-def moe(p: Plan, x: Value, n: int, k: int, ffn: int, route: str) -> Value:
+def moe(p: Plan, x: Value, n: int, k: int, ffn: int, route: Route) -> Value:
     """k of n experts of inner width ffn, chosen by a router."""
     if not 0 < k <= n:
         raise CheckpointError(f"{k} of {n} experts cannot be chosen")

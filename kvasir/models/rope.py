@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kvasir.checkpoint.config import Config
 from kvasir.errors import CheckpointError, ModelError
+from kvasir.plan.ops import Pooling
 
 Doubles = npt.NDArray[np.float64]
 
@@ -29,7 +30,7 @@ class Given:
     context: int = 0
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     tensors: Collection[str] = ()
-    pooling: str = ""
+    pooling: Pooling | None = None
     truncate: bool = True
 
 

@@ -8,9 +8,13 @@ axis. What an op computes is defined by `backends/reference.py`, in a few lines 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, TypeVar
 
 Rows = Literal["T", "R", "N"]
+Ids = Literal["tokens", "positions"]
+Pooling = Literal["mean", "first", "last"]
+Route = Literal["softmax_renorm", "softmax", "topk_softmax"]
+Kind = Literal["paged", "slot"]
 Activation = Literal["silu", "sigmoid", "gelu", "gelu_tanh", "relu", "tanh"]
 
 
@@ -42,9 +46,12 @@ class State:
     """
 
     name: str
-    kind: Literal["paged", "slot"]
+    kind: Kind
     width: int
     window: int = 0
+
+
+Read = TypeVar("Read", Value, Weight, State)
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Op:
     def kind(self) -> str:
         return type(self).__name__.lower()
 
-    def _reads(self, wanted: type) -> tuple[object, ...]:
-        found: list[object] = []
+    def _reads(self, wanted: type[Read]) -> tuple[Read, ...]:
+        found: list[Read] = []
         for f in fields(self):
             if f.name == "out":
                 continue
@@ -69,15 +76,15 @@ class Op:
 
     @property
     def inputs(self) -> tuple[Value, ...]:
-        return self._reads(Value)  # type: ignore[return-value]
+        return self._reads(Value)
 
     @property
     def weights(self) -> tuple[Weight, ...]:
-        return self._reads(Weight)  # type: ignore[return-value]
+        return self._reads(Weight)
 
     @property
     def states(self) -> tuple[State, ...]:
-        return self._reads(State)  # type: ignore[return-value]
+        return self._reads(State)
 
     @property
     def attrs(self) -> dict[str, object]:
@@ -99,7 +106,7 @@ class Embed(Op):
     """Row `ids[t]` of the table: [T, D].  `by` names the batch's ids: tokens or positions."""
 
     table: Weight
-    by: Literal["tokens", "positions"] = "tokens"
+    by: Ids = "tokens"
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Pool(Op):
     """One row a sequence: [T, D] -> [N, D].  A sequence must be computed in one step."""
 
     x: Value
-    how: Literal["mean", "first", "last"]
+    how: Pooling
 
 
 # -- elementwise ----------------------------------------------------------------------------------
@@ -310,8 +317,8 @@ class Experts(Op):
     """Chooses `k` of E experts for each row by `scores` [T, E], runs their GLU, and adds them by weight.
 
     route: `softmax_renorm` (softmax over all, top k, renormalized), `softmax` (not renormalized),
-    `topk_softmax`
-    (top k, softmax over those).  gate, up: [E, F, D]; down: [E, D, F]; biases [E, F], [E, F], [E, D] or none.
+    `topk_softmax` (top k, softmax over those).  gate, up: [E, F, D]; down: [E, D, F]; biases [E, F], [E, F],
+    [E, D] or none.
     Ties go to the lower expert; the k contributions are added in the order of their expert numbers.
     """
 
@@ -324,7 +331,7 @@ class Experts(Op):
     up_bias: Weight | None
     down_bias: Weight | None
     k: int
-    route: Literal["softmax_renorm", "softmax", "topk_softmax"]
+    route: Route
     fn: Activation = "silu"
     limit: float = 0.0
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from kvasir.plan import ops
-from kvasir.plan.ops import Activation, Op, Rows, State, Value, Weight
+from kvasir.plan.ops import Activation, Ids, Kind, Op, Pooling, Route, Rows, State, Value, Weight
 
 
 @dataclass
@@ -48,21 +48,21 @@ class Plan:
         assert known.shape == shape, f"{full} is used as {known.shape} and as {shape}"
         return known
 
-    def state(self, name: str, kind: str, width: int, window: int = 0) -> State:
+    def state(self, name: str, kind: Kind, width: int, window: int = 0) -> State:
         full = f"{self.scope}{name}"
-        return self.states.setdefault(full, State(full, kind, width, window))  # type: ignore[arg-type]
+        return self.states.setdefault(full, State(full, kind, width, window))
 
     # -- the vocabulary ----------------------------------------------------------------------------
 
-    def embed(self, name: str, vocab: int, width: int, by: str = "tokens") -> Value:
+    def embed(self, name: str, vocab: int, width: int, by: Ids = "tokens") -> Value:
         table = self.weight(name, vocab, width)
-        return self.append(ops.Embed(self.value(width), self.scope, table, by))  # type: ignore[arg-type]
+        return self.append(ops.Embed(self.value(width), self.scope, table, by))
 
     def take(self, x: Value) -> Value:
         return self.append(ops.Take(self.value(x.width, "R"), self.scope, x))
 
-    def pool(self, x: Value, how: str) -> Value:
-        return self.append(ops.Pool(self.value(x.width, "N"), self.scope, x, how))  # type: ignore[arg-type]
+    def pool(self, x: Value, how: Pooling) -> Value:
+        return self.append(ops.Pool(self.value(x.width, "N"), self.scope, x, how))
 
     def add(self, x: Value, y: Value) -> Value:
         assert x.width == y.width and x.rows == y.rows, f"add {x.width} and {y.width}"
@@ -122,9 +122,7 @@ class Plan:
         self, q: Value, k: Value, v: Value, heads: int, kv_heads: int, scale: float, *, window: int = 0,
         softcap: float = 0.0, sinks: bool = False, cached: bool = True,
     ) -> Value:  # fmt: skip
-        """Causal over the cache; `cached=False` is an encoder: no cache, every row sees its whole
-        sequence.
-        """
+        """Causal over the cache; `cached=False` is an encoder: no cache, a row sees its whole sequence."""
         cache = self.state("kv", "paged", k.width + v.width, window) if cached else None
         sink = self.weight("attn_sinks", heads) if sinks else None
         width = heads * (v.width // kv_heads)
@@ -148,7 +146,7 @@ class Plan:
                                      k_heads, v_heads, k_dim, v_dim))  # fmt: skip
 
     def experts(
-        self, x: Value, scores: Value, k: int, width: int, route: str, *, fn: Activation = "silu",
+        self, x: Value, scores: Value, k: int, width: int, route: Route, *, fn: Activation = "silu",
         limit: float = 0.0, bias: bool = False,
     ) -> Value:  # fmt: skip
         n = scores.width
@@ -157,11 +155,11 @@ class Plan:
         gb, ub = (self.weight(f"ffn_{w}_exps.bias", n, width) if bias else None for w in ("gate", "up"))
         db = self.weight("ffn_down_exps.bias", n, x.width) if bias else None
         return self.append(ops.Experts(self.value(x.width), self.scope, x, scores, gate, up, down, gb, ub, db,
-                                       k, route, fn, limit))  # type: ignore[arg-type]  # fmt: skip
+                                       k, route, fn, limit))  # fmt: skip
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def table_rows(self, by: str) -> int:
+    def table_rows(self, by: Ids) -> int:
         """Rows of the smallest table that tokens, or positions, are looked up in; 0 if none is."""
         tables = (op.table for op in self.ops if isinstance(op, ops.Embed) and op.by == by)
         return min((table.shape[0] for table in tables), default=0)
