@@ -6,7 +6,6 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +101,8 @@ def _gigabytes(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not (isfinite(value) and value > 0):
-        raise UsageError(f"{text!r} is not a number of gigabytes")
+    if not 0 < value <= 1e6:
+        raise UsageError(f"{text!r} is not a number of gigabytes, a million at most")
     return value
 
 

@@ -62,11 +62,13 @@ class CheckedProgram:
         if expected.size == 0:
             return
         limit = CLOSE_EXPERTS if isinstance(op, ops.Experts) and self._rounds(op.down) else CLOSE
-        apart = np.abs(got - expected)
-        apart[np.isnan(got) & np.isnan(expected)] = 0
-        off = float(np.max(apart)) / max(float(np.nanmax(np.abs(expected))), 1e-6)
-        if not off <= limit:
-            row, column = np.unravel_index(int(np.nanargmax(apart)), apart.shape)
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(got - expected)
+        apart[np.isnan(apart)] = np.inf
+        apart[(got == expected) | (np.isnan(got) & np.isnan(expected))] = 0
+        off = float(apart.max() / np.abs(expected[np.isfinite(expected)]).max(initial=1e-6))
+        if off > limit:
+            row, column = np.unravel_index(int(apart.argmax()), apart.shape)
             raise Bug(
                 f"{self.plan.name}: {op.scope}{op.kind} {op.out} differs from its reference by {off:.2g}: "
                 f"row {row}, column {column} is {got[row, column]:.6g} and not {expected[row, column]:.6g}"

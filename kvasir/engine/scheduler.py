@@ -44,20 +44,14 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues it.  Raises CapacityError when its prompt could not be held even with the cache to
-        itself.
-        """
-        self.must_fit(len(sequence.tokens))
-        self.waiting.append(sequence)
-
-    def must_fit(self, n_tokens: int) -> None:
-        """Raises CapacityError, with both numbers, when the whole cache could not hold such a prompt."""
+        """Queues it.  Raises CapacityError when its prompt would not fit even with the cache to itself."""
         have = self.pool.n_blocks * BLOCK
-        if n_tokens + 1 > have:
+        if len(sequence.tokens) + 1 > have:
             raise CapacityError(
-                f"the prompt has {n_tokens} tokens and the KV cache holds {have} in all",
+                f"the prompt has {len(sequence.tokens)} tokens and the KV cache holds {have} in all",
                 hint="shorten the prompt, or free memory and load the model again",
             )
+        self.waiting.append(sequence)
 
     def schedule(self) -> list[Part]:
         """The next step's parts; empty only if there is no work."""

@@ -129,7 +129,6 @@ class Model:
                 bool(request.messages),
             )
             answers.append(_Answer(sequence, text, stream))
-        self._engine.scheduler.must_fit(len(tokens))
         with self._changed:
             if self._inbox.closing:
                 raise CapacityError(f"{self.info.name} is being unloaded", hint="try again")

@@ -125,7 +125,7 @@ def test_refusals_name_both_numbers():
     with pytest.raises(UsageError, match="token id 99"):
         engine.sequence([1], SamplingParams(logit_bias={99: 1.0}))
     with pytest.raises(CapacityError, match=r"70 tokens and the KV cache holds 64"):
-        engine.scheduler.must_fit(70)
+        engine.add(Sequence([1] * 70, GREEDY, 100, seed=0))
 
 
 def test_the_context_is_a_limit_of_the_answer():

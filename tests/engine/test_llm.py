@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_refused_prompt_among_others_leaves_nothing_running(llm: LLM) -> None:
 
 def test_a_stream_grows_to_the_whole_and_may_be_left(llm: LLM) -> None:
     parts = list(llm.stream("12", **WISHES))
-    assert all(b.text.startswith(a.text) for a, b in zip(parts, parts[1:], strict=False))
+    assert all(b.text.startswith(a.text) for a, b in pairwise(parts))
     assert [p.finished for p in parts] == [False] * (len(parts) - 1) + [True]
     assert parts[-1].text == text_of("12")
     for _ in llm.stream("1", temperature=0, max_tokens=None):

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
-from kvasir.backends.base import BLOCK, Batch, Memory
+from kvasir.backends.base import BLOCK, Batch, Memory, Program
 from kvasir.backends.cpu import BUILDS, CpuBackend, load
 from kvasir.backends.reference import Reference
 from kvasir.checkpoint.tensor import Tensor
@@ -67,6 +67,16 @@ class Sequences:
         tokens = np.concatenate([self.tokens[n][r] for n, r in zip(which, rows, strict=True)])
         return Batch(tokens, ints(np.concatenate(rows)), ints(starts), self.blocks[which], self.slots[which],
                      ints(np.arange(starts[-1])))  # fmt: skip
+
+    def run(self, program: Program, steps: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
+        """The outputs of all rows, sequence by sequence, computed in these steps."""
+        found = [list[np.ndarray]() for _ in self.done]
+        for step in steps:
+            batch = self.batch(step)
+            y = program.step(batch)
+            for i, (n, _) in enumerate(step):
+                found[n].append(y[batch.starts[i] : batch.starts[i + 1]])
+        return np.concatenate([np.concatenate(f) for f in found])
 
 
 def op_plan(make: Callable[[Plan, Value], Value], width: int, vocabulary: int = 50) -> Plan:

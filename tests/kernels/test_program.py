@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvasir.backends import reference
 from kvasir.backends.base import Batch, Memory
 from kvasir.backends.cpu import CpuBackend, CpuProgram, kernels, load
 from kvasir.backends.cpu_check import CheckedBackend
 from kvasir.backends.cpu_threads import cores
-from kvasir.backends.reference import Reference
+from kvasir.backends.reference import Context, Reference
 from kvasir.errors import Bug, UsageError
 from kvasir.plan import Plan, ops
 from kvasir.plan.passes import OUTPUT, layout, slots
@@ -50,13 +51,7 @@ PLANS = {"qwen": qwen, "hybrid": hybrid}
 
 
 def logits(program: CpuProgram, steps: list[list[tuple[int, int]]]) -> np.ndarray:
-    s, found = Sequences(LENGTHS, 100, program.memory), [list[np.ndarray]() for _ in LENGTHS]
-    for step in steps:
-        batch = s.batch(step)
-        y = program.step(batch)
-        for i, (n, _) in enumerate(step):
-            found[n].append(y[batch.starts[i] : batch.starts[i + 1]])
-    return np.concatenate([np.concatenate(f) for f in found])
+    return Sequences(LENGTHS, 100, program.memory).run(program, steps)
 
 
 def compiled(name: str, form: str, isa: str, threads: int) -> CpuProgram:
@@ -186,6 +181,20 @@ def test_the_checker_names_the_first_op_that_differs() -> None:
     program.decoded["blk.1.ffn_up"] = program.weights["blk.1.ffn_up"].floats() * 1.01
     with pytest.raises(Bug, match=r"blk\.1\.linear %\d+ differs from its reference by 0.0"):
         program.step(Sequences([20], 100, program.memory).batch([(0, 20)]))
+
+
+def test_the_checker_finds_a_nan_and_takes_equal_infinities_for_equal() -> None:
+    plan = qwen()
+    program = CheckedBackend(backend()).compile(plan, weights_for(plan), Memory(12, 4))
+    batch = Sequences([2], 100, program.memory).batch([(0, 2)])
+    op, context = plan.ops[0], Context(batch, {})
+    want = reference.run(op, context, {}, {"table": program._floats(op.weights[0])})
+    program.decoded["table"] = np.full_like(program.decoded["table"], -np.inf)
+    program._compare(op, context, {}, np.full_like(want, -np.inf))
+    bad = np.full_like(want, -np.inf)
+    bad[1, 3] = np.nan
+    with pytest.raises(Bug, match="row 1, column 3 is nan"):
+        program._compare(op, context, {}, bad)
 
 
 def test_isa_is_chosen_and_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,13 +49,7 @@ def test_state_does_not_depend_on_the_steps(isa: str) -> None:
         program = backend(isa, threads).compile(plan, weights, memory)
         stale = Sequences([9, 9, 9], 50, memory, seed=4)
         program.step(stale.batch([(0, 9), (1, 9), (2, 9)]))
-        s, found = Sequences(lengths, 50, memory), [list[np.ndarray](), list[np.ndarray]()]
-        for step in steps:
-            batch = s.batch(step)
-            y = program.step(batch)
-            for i, (n, _) in enumerate(step):
-                found[n].append(y[batch.starts[i] : batch.starts[i + 1]])
-        return np.concatenate([np.concatenate(f) for f in found])
+        return Sequences(lengths, 50, memory).run(program, steps)
 
     whole = outputs([[(0, 30), (1, 7)]], 2)
     assert np.array_equal(whole, outputs([[(n, 1)] for n, k in enumerate(lengths) for _ in range(k)], 1))

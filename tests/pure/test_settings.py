@@ -64,8 +64,8 @@ def test_settings() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("ISA", "sse9"), ("THREADS", "0"), ("THREADS", "two"), ("HOST", "a:b"), ("HOST", "x:99999"),
-     ("KEEP_ALIVE", "x"),
-     ("CACHE_GB", "nan"), ("CACHE_GB", "-1"), ("KV", "q9"), ("DEBUG", "9"), ("CHECK", "maybe")],
+     ("KEEP_ALIVE", "x"), ("CACHE_GB", "nan"), ("CACHE_GB", "1e300"), ("CACHE_GB", "-1"),
+     ("KV", "q9"), ("DEBUG", "9"), ("CHECK", "maybe")],
 )  # fmt: skip
 def test_a_bad_value_is_fatal_and_named(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"KVASIR_{name}"):
