@@ -48,7 +48,6 @@ class ChatRequest:
     add_special_tokens: bool = True
     tools: tuple[Mapping[str, Any], ...] = ()
     think: bool | str | None = None
-    template: str | None = None
     max_context: int | None = None
     truncate: bool = False
 

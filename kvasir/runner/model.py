@@ -110,7 +110,8 @@ class Model:
     def submit(self, request: ChatRequest) -> Stream:
         """Queues a request; its answers come through the stream.
 
-        Raises UsageError (prompt over the context, empty, no chat template asked of, ...) and CapacityError.
+        Raises UsageError (a prompt that is empty or over the context, ...), ModelError (a chat without a
+        template, a template that fails), CapacityError (the model is being unloaded).
         """
         if self.is_embedding:
             raise UsageError(f"{self.info.name} is an embedding model and writes no text", hint="use embed")

@@ -41,15 +41,12 @@ class Prompter:
 
     def text(self, request: ChatRequest) -> str:
         """The messages as the model's template writes them.  Raises ModelError when it has none."""
-        template = self.template
-        if request.template is not None:
-            template = _template(request.template, self.tokenizer)
-        if template is None:
+        if self.template is None:
             raise ModelError(
                 "this model has no chat template, so it cannot chat",
                 hint="send a raw prompt: /api/generate with raw, LLM.generate, or `kvasir run --raw`",
             )
-        return template.render(
+        return self.template.render(
             request.messages, tools=request.tools, add_generation_prompt=True, think=request.think
         )
 
