@@ -39,9 +39,9 @@ WORDS = {
     "*": ("{a} times {b}", "{a} multiplied by {b}", "{a} x {b}"),
 }
 # How often one record comes up, relative to the others.
-RATES = {"facts": 3.0, "unknown": 3.0, "manners": 4.0, "stories": 1.5, "json": 2.0}
-DIALOGUE_RATE, TOOL_RATE = 2.0, 2.0
-SUM_SHARE, JOINED_SHARE, LONG_SHARE = 0.06, 0.14, 0.008
+RATES = {"facts": 4.0, "unknown": 4.0, "manners": 2.0, "stories": 0.7, "json": 1.0}
+DIALOGUE_RATE, TOOL_RATE = 1.0, 1.0
+SUM_SHARE, JOINED_SHARE, LONG_SHARE = 0.03, 0.10, 0.004
 LONG_TOKENS = 1000
 
 
@@ -139,7 +139,8 @@ class Sampler:
         """A question of a deck, in some phrasing that is not held out, and its answer."""
         while True:
             fact = self.decks[name].deal()
-            question = phrase(fact.questions, fact.topic, self.banned, self.rng)
+            answer = fact.answer if name == "facts" else ""
+            question = phrase(fact.questions, fact.topic, answer, self.banned, self.rng)
             if question is not None:
                 return question, fact.answer
             self.dropped.add(str(fact.place))

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from training.corpus import CorpusError, duplicates, read_corpus, read_heldout, read_lines
-from training.phrasing import TOPIC_TEMPLATES, from_topic, noisy, normalized, phrase
+from training.phrasing import (
+    TOPIC_TEMPLATES,
+    from_topic,
+    keywords,
+    noisy,
+    normalized,
+    phrase,
+    reworded,
+    scrambled,
+    telegram,
+)
 from training.samples import Sampler, random_sum
 from training.score import FIXED, UNKNOWABLE, is_right
 
@@ -64,8 +74,8 @@ def test_each_check_has_an_answer_in_the_corpus_and_few_others_pass() -> None:
 
 def test_a_banned_question_is_not_phrased() -> None:
     rng = random.Random(0)
-    assert phrase(("What is DNS?",), None, frozenset({"what is dns"}), rng) is None
-    assert phrase(("What is DNS?",), "DNS", frozenset({"what is dns"}), rng) is not None
+    assert phrase(("What is DNS?",), None, "", frozenset({"what is dns"}), rng) is None
+    assert phrase(("What is DNS?",), "DNS", "", frozenset({"what is dns"}), rng) is not None
 
 
 def test_noise_leaves_a_question() -> None:
@@ -160,3 +170,32 @@ def test_a_step_lowers_the_loss_of_its_batch(optimizer: str) -> None:
     batch = stack([Row(list(range(20, 60)), [1.0] * 40)], multiple=8)
     losses = [one_step(model, optimizers, [batch], model.loss) for _ in range(6)]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_key_words_carry_the_matter_and_never_a_held_out_question() -> None:
+    rng = random.Random(3)
+    questions = ("What does a DHCP lease decide?", "how long may a host keep an address from dhcp")
+    drawn = {
+        telegram(questions, "A DHCP lease is the time a host may use an address.", rng) for _ in range(300)
+    }
+    assert len(drawn) > 150
+    assert all(word in " ".join(drawn) for word in ("DHCP", "lease", "host", "address"))
+    assert keywords("What is the use of a MAC address?") == ["MAC", "address"]
+    banned = frozenset({"dhcp lease"})
+    many = [phrase(("DHCP lease",), None, "The lease of an address.", banned, rng) for _ in range(300)]
+    assert "dhcp lease" not in {normalized(text) for text in many if text}
+
+
+def test_rewording_keeps_what_is_asked_about() -> None:
+    rng = random.Random(1)
+    forms = {reworded("What is the difference between a hub and a switch?", rng) for _ in range(50)}
+    assert len(forms) == 4
+    assert all("a hub" in form and "a switch" in form for form in forms)
+    assert reworded("Is DNS a protocol?", rng) == "Is DNS a protocol?"
+
+
+def test_scrambling_keeps_the_matter() -> None:
+    rng = random.Random(2)
+    for _ in range(200):
+        text = scrambled("How does ECC memory protect data?", rng).lower()
+        assert "ecc" in text and "memor" in text and "data" in text
