@@ -39,7 +39,7 @@ WORDS = {
     "*": ("{a} times {b}", "{a} multiplied by {b}", "{a} x {b}"),
 }
 # How often one record comes up, relative to the others.
-RATES = {"facts": 4.0, "unknown": 4.0, "manners": 2.0, "stories": 0.7, "json": 1.0}
+RATES = {"facts": 4.0, "unknown": 3.0, "manners": 2.0, "stories": 0.7, "json": 1.0}
 DIALOGUE_RATE, TOOL_RATE = 1.0, 1.0
 SUM_SHARE, JOINED_SHARE, LONG_SHARE = 0.03, 0.10, 0.004
 LONG_TOKENS = 1000
