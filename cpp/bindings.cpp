@@ -362,7 +362,7 @@ NB_MODULE(KVASIR_MODULE, m) {
         new (c) Cache(half, kv_heads, k_width, v_width);
         c->reserve(n_blocks);
     });
-    nb::class_<Slots>(m, "Slots").def(nb::init<int64_t, int64_t>(), "n_slots"_a, "width"_a);
+    nb::class_<Slots>(m, "Slots").def(nb::init<int64_t, int64_t>(), "n_slots"_a, "width"_a).def("copy", &Slots::copy, "source"_a, "target"_a);
     bind_program(m);
     m.def("pack", &pack_alone, "format"_a, "raw"_a, "width"_a);
     m.def("pack_stack", &pack_stack, "pool"_a, "format"_a, "raw"_a, "width"_a, "count"_a);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 
 namespace kvasir {
 inline namespace KVASIR_ISA_NS {
@@ -125,6 +126,12 @@ class DeltaOp : public Op {
 };
 
 }  // namespace
+
+void Slots::copy(int64_t source, int64_t target) const {
+    const int64_t n = static_cast<int64_t>(data.bytes() / sizeof(float)) / width;
+    if (source < 0 || source >= n || target < 0 || target >= n) throw std::out_of_range("no such slot");
+    if (source != target) std::memcpy(at(target), at(source), static_cast<size_t>(width) * sizeof(float));
+}
 
 std::unique_ptr<Op> conv(Value x, Floats weight, int taps, std::shared_ptr<Slots> past, Value out) {
     return std::make_unique<ConvOp>(x, std::move(weight), taps, std::move(past), out);

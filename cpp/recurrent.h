@@ -19,6 +19,7 @@ struct Slots {
         data.reserve(static_cast<size_t>(n_slots * slot_width) * sizeof(float));
     }
     float* at(int64_t slot) const { return data.as<float>() + slot * width; }
+    void copy(int64_t source, int64_t target) const;
     Buffer data;
     int64_t width;
 };

@@ -39,7 +39,8 @@ class ChatRequest:
     Either `messages`, rendered by the model's chat template, or `prompt`: text or token ids, used as they are
     (`add_special_tokens` puts the model's BOS before a text).  `max_context` caps prompt and answer
     together; a prompt over it is refused with both lengths, unless `truncate`: then the oldest tokens go, and
-    `Metrics.n_truncated` says how many.
+    `Metrics.n_truncated` says how many.  Requests of one `tenant` share what is computed of their prompts;
+    others never see it.  Higher `priority` is let in first.
     """
 
     params: SamplingParams
@@ -50,6 +51,8 @@ class ChatRequest:
     think: bool | str | None = None
     max_context: int | None = None
     truncate: bool = False
+    tenant: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class Metrics:
     ttft_s: float = 0.0  # asked -> first token
     total_s: float = 0.0
     n_prompt: int = 0
-    n_cached: int = 0
+    n_cached: int = 0  # of n_prompt: found in the prefix cache
+    n_drafted: int = 0
+    n_accepted: int = 0
     n_truncated: int = 0
     n_generated: int = 0
     n_preempted: int = 0

@@ -69,6 +69,10 @@ class Program(Protocol):
         """
         ...
 
+    def copy_slot(self, source: int, target: int) -> None:
+        """The recurrent states of slot `source` into slot `target`."""
+        ...
+
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         """The next token for logits [V] (changed in place): `sampling.penalize`, then `sampling.choose`."""
         ...

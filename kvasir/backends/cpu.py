@@ -151,6 +151,16 @@ class CpuProgram:
         self.compiled.native.step(*arrays, output, seen)
         return output
 
+    def copy_slot(self, source: int, target: int) -> None:
+        """The recurrent states of slot `source` into slot `target`."""
+        for name, state in self.plan.states.items():
+            if state.kind == "slot":
+                own = self.compiled.states[name]
+                if isinstance(own, np.ndarray):  # of an op that runs as its reference
+                    own[target] = own[source]
+                else:
+                    own.copy(source, target)
+
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         """The next token for logits [V] (changed in place).  Raises Bug when no logit is above -inf."""
         native, p = self.backend.kernels, params

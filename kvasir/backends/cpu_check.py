@@ -50,6 +50,12 @@ class CheckedProgram:
     def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
         return self.program.watch(batch, seen)
 
+    def copy_slot(self, source: int, target: int) -> None:
+        self.program.copy_slot(source, target)
+        for name, state in self.plan.states.items():
+            if state.kind == "slot":
+                self.states[name][target] = self.states[name][source]
+
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         return self.program.choose(logits, recent, params, drawn)
 

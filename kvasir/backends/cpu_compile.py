@@ -33,6 +33,7 @@ class Compiled:
     emitted: Mapping[int, int]
     referenced: frozenset[str]
     seat: Seat
+    states: Mapping[str, Any]
 
 
 @dataclass
@@ -89,7 +90,7 @@ def build(
             referenced.add(op.kind)
             emit = by_reference
         emitted[i] = emit(e, op)
-    return Compiled(native, e.values, emitted, frozenset(referenced), e.seat)
+    return Compiled(native, e.values, emitted, frozenset(referenced), e.seat, e.states)
 
 
 def _values(kernels: Any, placed: Layout) -> dict[int, Any]:

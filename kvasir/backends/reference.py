@@ -296,6 +296,11 @@ class ReferenceProgram:
             last, output = perf_counter(), y if op.out == self.plan.output else output
         return output
 
+    def copy_slot(self, source: int, target: int) -> None:
+        for name, state in self.plan.states.items():
+            if state.kind == "slot":
+                self.states[name][target] = self.states[name][source]
+
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         penalize(logits, recent, params)
         return choose(logits, params, drawn)

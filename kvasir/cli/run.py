@@ -38,7 +38,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
         )
     waiting = Waiting(f"loading {values.model}")
     try:
-        model = load(values.model, settings, waiting)
+        model = load(values.model, settings, waiting, values.draft)
     except BaseException:
         waiting.stop()
         raise
@@ -51,13 +51,13 @@ def command(words: Sequence[str], settings: Settings) -> int:
         model.close()
 
 
-def load(name: str, settings: Settings, waiting: Waiting) -> Model:
+def load(name: str, settings: Settings, waiting: Waiting, draft: str | None = None) -> Model:
     """The model called `name`, with the settings' threads and cache format."""
 
     def progress(stage: str) -> None:
         waiting.say(f"loading {name}: {stage}")
 
-    return Model.load(name, threads=settings.threads, kv_format=settings.kv, progress=progress)
+    return Model.load(name, threads=settings.threads, kv_format=settings.kv, draft=draft, progress=progress)
 
 
 def parser() -> Parser:
@@ -68,6 +68,9 @@ def parser() -> Parser:
     it.add_argument("--system", help="the system message")
     it.add_argument(
         "--raw", action="store_true", help="the prompt goes in as it is, without the chat template"
+    )
+    it.add_argument(
+        "--draft", metavar="MODEL", help="a smaller model with the same vocabulary that guesses ahead"
     )
     it.add_argument("--verbose", action="store_true", help="print timings after the answer")
     it.add_argument("--think", metavar="LEVEL", help="think first: true, false, low, medium, high or max")

@@ -11,12 +11,16 @@ from kvasir.errors import Bug
 class BlockPool:
     """`n_blocks` cache blocks with a count of owners each.  Mutable.  Lowest free block first, so runs
     repeat exactly.
+
+    The prefix cache is one owner of the blocks that it keeps; those that it alone owns are `n_idle`.
     """
 
     def __init__(self, n_blocks: int):
         self.n_blocks = n_blocks
+        self.n_idle = 0
         self._free = list(range(n_blocks - 1, -1, -1))
         self._owners = [0] * n_blocks
+        self._kept = [False] * n_blocks
 
     @property
     def n_free(self) -> int:
@@ -36,6 +40,7 @@ class BlockPool:
         for block in blocks:
             if self._owners[block] < 1:
                 raise Bug(f"cache block {block} is free and cannot be shared")
+            self.n_idle -= self._is_idle(block)
             self._owners[block] += 1
 
     def give_back(self, blocks: Iterable[int]) -> None:
@@ -44,8 +49,26 @@ class BlockPool:
             if self._owners[block] < 1:
                 raise Bug(f"cache block {block} was given back twice")
             self._owners[block] -= 1
+            self.n_idle += self._is_idle(block)
             if self._owners[block] == 0:
                 self._free.append(block)
+
+    def keep(self, block: int) -> None:
+        """The prefix cache becomes an owner too."""
+        self.share([block])
+        self._kept[block] = True
+
+    def drop(self, block: int) -> None:
+        """The prefix cache owns it no longer."""
+        if not self._kept[block]:
+            raise Bug(f"cache block {block} is not in the prefix cache")
+        self.n_idle -= self._is_idle(block)
+        self._kept[block] = False
+        self.give_back([block])
+
+    def is_idle(self, block: int) -> bool:
+        """Whether the prefix cache alone owns it."""
+        return bool(self._is_idle(block))
 
     def check(self, holders: Iterable[Iterable[int]]) -> None:
         """Raises Bug unless every block is free, or owned exactly as often as `holders` list it."""
@@ -55,3 +78,8 @@ class BlockPool:
         lost = [b for b in range(self.n_blocks) if (self._owners[b] == 0) != (b in free)]
         if wrong or lost or len(free) != len(self._free):
             raise Bug(f"cache blocks are not accounted for: owners of {wrong[:8]}, free list at {lost[:8]}")
+        if self.n_idle != sum(self._is_idle(b) for b in range(self.n_blocks)):
+            raise Bug(f"{self.n_idle} idle blocks were counted, and there are others")
+
+    def _is_idle(self, block: int) -> int:
+        return int(self._kept[block] and self._owners[block] == 1)

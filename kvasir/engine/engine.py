@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Literal
 
 import numpy as np
 
 from kvasir.backends.base import BLOCK, Batch, Floats, Program
 from kvasir.chat import FinishReason, TokenLogprob
 from kvasir.engine.blocks import BlockPool
+from kvasir.engine.cost import StepCost
+from kvasir.engine.drafts import Drafter, NgramDrafter, Speculation
 from kvasir.engine.scheduler import Part, Scheduler
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import UsageError
@@ -32,7 +36,11 @@ class Token:
 
 
 class Engine:
-    """Runs sequences on one program, several in a step.  Mutable; one caller at a time."""
+    """Runs sequences on one program, several in a step.  Mutable; one caller at a time.
+
+    `reuse`: keep what is computed for prompts that begin alike.  `drafter` guesses tokens to come ("ngram":
+    from the text so far; None: nothing does).  Neither changes an answer.
+    """
 
     def __init__(
         self,
@@ -40,13 +48,29 @@ class Engine:
         eos_ids: Iterable[int] = (),
         max_sequences: int = 64,
         step_tokens: int = STEP_TOKENS,
+        *,
+        reuse: bool = True,
+        drafter: Drafter | Literal["ngram"] | None = "ngram",
     ):
         slotted = any(s.kind == "slot" for s in program.plan.states.values())
         memory = program.memory
         self.program = program
         self.eos_ids = frozenset(i for i in eos_ids if i < self.n_vocab)
         self.pool = BlockPool(memory.n_blocks)
-        self.scheduler = Scheduler(self.pool, memory.n_slots if slotted else 0, max_sequences, step_tokens)
+        self.cost = StepCost()
+        self.scheduler = Scheduler(
+            self.pool,
+            memory.n_slots if slotted else 0,
+            max_sequences,
+            step_tokens,
+            self.cost,
+            reuse and bool(program.plan.states),
+        )
+        self.speculation: Speculation | None = None
+        if (
+            drafter is not None and not slotted
+        ):  # a recurrent state cannot take back the rows of a wrong guess
+            self.speculation = Speculation(NgramDrafter() if isinstance(drafter, str) else drafter, self.cost)
 
     @property
     def has_work(self) -> bool:
@@ -66,6 +90,9 @@ class Engine:
         max_context: int | None = None,
         index: int = 0,
         n_truncated: int = 0,
+        *,
+        tenant: str = "",
+        priority: int = 0,
     ) -> Sequence:
         """A new sequence, checked and not yet added.
 
@@ -84,7 +111,16 @@ class Engine:
                 hint="shorten the prompt, raise num_ctx, or ask for truncation",
             )
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        return Sequence(list(tokens), params, limit, seed, index, n_truncated=n_truncated)
+        return Sequence(
+            list(tokens),
+            params,
+            limit,
+            seed,
+            index,
+            n_truncated=n_truncated,
+            tenant=tenant,
+            priority=priority,
+        )
 
     @property
     def n_vocab(self) -> int:
@@ -99,19 +135,74 @@ class Engine:
         """Ends it now (a stop string, a client that left); nothing happens if it has ended already."""
         if sequence.finished is None:
             self.scheduler.finish(sequence, reason)
+            if self.speculation:
+                self.speculation.forget(sequence)
 
     def step(self) -> list[Token]:
-        """Computes one step; the tokens it gave, one for each sequence whose known tokens are all
-        computed.
+        """Computes one step; the tokens it gave, in order: one or more for each sequence whose known tokens
+        are all computed.
         """
         parts = self.scheduler.schedule()
         if not parts:
             return []
+        for source, target in self.scheduler.copies:
+            self.program.copy_slot(source, target)
+        self.scheduler.copies.clear()
+        parts = self._with_drafts(parts)
+        begun = perf_counter()
         output = self.program.step(self._batch(parts))
+        self.cost.observe(sum(p.n_rows for p in parts), perf_counter() - begun)
+        found, first = list[Token](), 0
         for part in parts:
             part.sequence.computed(part.count)
-        ready = [p.sequence for p in parts if p.sequence.n_pending == 0]
-        return [self._extend(s, row) for s, row in zip(ready, output, strict=True)]
+            if part.sequence.n_pending == 0:
+                found += self._verify(part, output[first : first + 1 + len(part.drafts)])
+                first += 1 + len(part.drafts)
+            if part.sequence.finished is None:
+                self._keep(part.sequence)
+        return found
+
+    def _with_drafts(self, parts: list[Part]) -> list[Part]:
+        """The parts, with guesses after those that have one pending token and may profit from them."""
+        able = [p.sequence for p in parts if p.sequence.n_pending == 1 and p.sequence.most_drafts > 0]
+        if not self.speculation or not able:
+            return parts
+        counts = self.speculation.counts(able, sum(p.count for p in parts))
+        spare = self.scheduler.step_tokens - sum(p.count for p in parts)
+        wanted = []
+        for sequence, count in zip(able, counts, strict=True):
+            room = self.scheduler.room_for_drafts(sequence, min(count, spare)) if count else 0
+            spare -= room
+            if room:
+                wanted.append((sequence, room))
+        guesses = self.speculation.drafter.propose(wanted)
+        drafts = {s: tuple(g[:n]) for (s, n), g in zip(wanted, guesses, strict=True)}
+        return [replace(p, drafts=drafts.get(p.sequence, ())) for p in parts]
+
+    def _verify(self, part: Part, rows: Floats) -> list[Token]:
+        """The tokens that the rows of a part give: one after the known tokens, and one after each draft as
+        long as the drafts are what was chosen.
+        """
+        sequence, found = part.sequence, list[Token]()
+        for row, draft in zip(rows, (*part.drafts, None), strict=True):
+            found.append(self._extend(sequence, row))
+            if found[-1].finished or found[-1].token_id != draft:
+                break
+            sequence.computed(1)
+        if part.drafts and self.speculation:
+            right = len(found) - 1
+            sequence.drafted(len(part.drafts), right)
+            self.speculation.verdict(sequence, len(part.drafts), right)
+        if found[-1].finished:
+            self.finish(sequence, found[-1].finished)
+        return found
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Files what is computed by now for those who come with the same beginning."""
+        self.scheduler.file(sequence)
+        copy = self.scheduler.snapshot(sequence)
+        if copy:
+            self.program.copy_slot(*copy)
 
     def embed(self, prompts: list[list[int]]) -> list[Floats]:
         """One embedding [D] a prompt, for plans that pool; each prompt is computed in one step.
@@ -142,15 +233,22 @@ class Engine:
         self.scheduler.check()
 
     def _batch(self, parts: list[Part]) -> Batch:
-        counts = [p.count for p in parts]
+        counts = [p.n_rows for p in parts]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         firsts = [p.sequence.n_computed for p in parts]
         width = max(len(p.sequence.blocks) for p in parts)
         blocks = np.full((len(parts), max(width, 1)), -1, np.int32)
         for n, part in enumerate(parts):
             blocks[n, : len(part.sequence.blocks)] = part.sequence.blocks
-        tokens = [p.sequence.tokens[a : a + p.count] for p, a in zip(parts, firsts, strict=True)]
-        wanted = [starts[n + 1] - 1 for n, p in enumerate(parts) if p.count == p.sequence.n_pending]
+        tokens = [
+            [*p.sequence.tokens[a : a + p.count], *p.drafts] for p, a in zip(parts, firsts, strict=True)
+        ]
+        wanted = [
+            row
+            for n, p in enumerate(parts)
+            if p.count == p.sequence.n_pending
+            for row in range(starts[n + 1] - 1 - len(p.drafts), starts[n + 1])
+        ]
         return Batch(
             tokens=np.concatenate([np.asarray(t, np.int32) for t in tokens]),
             positions=np.concatenate(
@@ -163,7 +261,9 @@ class Engine:
         )
 
     def _extend(self, sequence: Sequence, row: Floats) -> Token:
-        """Chooses the sequence's next token from its logits [V] and appends it."""
+        """Chooses the sequence's next token from its logits [V] and appends it; says whether it is the
+        last.
+        """
         params, position = sequence.params, len(sequence.tokens)
         own = logprobs(row) if params.logprobs is not None else None
         logits = np.array(row, np.float32)
@@ -182,8 +282,6 @@ class Engine:
             reason = "stop"
         elif len(sequence.tokens) >= sequence.limit or sequence.n_generated == params.max_tokens:
             reason = "length"
-        if reason:
-            self.scheduler.finish(sequence, reason)
         logprob = _logprob(own, token_id, params.logprobs) if own is not None else None
         return Token(sequence, token_id, reason, logprob)
 

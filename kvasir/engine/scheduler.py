@@ -1,47 +1,80 @@
 """Which rows of which sequences the next step computes.
 
 There is no prefill phase and no decode phase.  The law: in each step a sequence is given at most the tokens
-it has and has not computed.  Chunked prefill, decode, resuming after preemption are that one thing.
+it has and has not computed, and perhaps some that a drafter guesses to come after them.  Chunked prefill,
+decode, a prefix that is known already, resuming after preemption, verifying drafts are that one thing.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
 
 from kvasir.backends.base import BLOCK
 from kvasir.chat import FinishReason
 from kvasir.engine.blocks import BlockPool
+from kvasir.engine.cost import StepCost
+from kvasir.engine.radix import Node, Radix
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import CapacityError
+
+PATIENCE = 1.8  # a step with decodes may take so many times as long for the chunks of prompts that ride along
 
 
 @dataclass(frozen=True)
 class Part:
-    """A sequence's share of a step: its next `count` uncomputed tokens."""
+    """A sequence's share of a step: its next `count` uncomputed tokens, and then the guessed `drafts`."""
 
     sequence: Sequence
     count: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        return self.count + len(self.drafts)
 
 
 class Scheduler:
-    """First come, first served, under a budget of `step_tokens` rows a step.  Mutable.
+    """Higher priority first, then first come, first served; among tenants of one priority, the one that was
+    given fewest rows of late goes first.  Mutable.
 
-    Sequences with one pending token go first, so that a long prompt never holds up the answers under way.
-    A sequence is let in when there are blocks for all its tokens, and takes them as it grows.  When they
-    run out the youngest running sequence is preempted and waits at the front of the queue.
+    A step has at most `step_tokens` rows.  Sequences with one pending token go first, so that a long prompt
+    never holds up the answers under way, and while there are such, prompts get chunks that keep the step
+    within PATIENCE of its time without them.  A sequence is let in when there are blocks for all its tokens,
+    and takes them as it grows.  When they run out, what the prefix cache keeps goes first; then the last
+    sequence in order is preempted, and waits.
     """
 
-    def __init__(self, pool: BlockPool, n_slots: int, max_sequences: int, step_tokens: int):
+    def __init__(
+        self,
+        pool: BlockPool,
+        n_slots: int,
+        max_sequences: int,
+        step_tokens: int,
+        cost: StepCost | None = None,
+        reuse: bool = True,
+    ):
         self.pool, self.max_sequences, self.step_tokens = pool, max_sequences, step_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # oldest first
-        self._slots = list(range(n_slots - 1, -1, -1))
-        self._use_slots = n_slots > 0
+        self.cost = cost or StepCost()
+        self.radix = Radix(pool, n_slots)
+        self.running: list[Sequence] = []  # in order of rank
+        self.copies: list[tuple[int, int]] = []  # recurrent states to copy, slot to slot, before the step
+        self._waiting: dict[str, list[Sequence]] = {}  # by tenant, in order of rank
+        self._given: dict[str, int] = {}  # rows a tenant was given, as far as it matters for its turn
+        self._use_slots, self._reuse = n_slots > 0, reuse
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self._waiting or self.running)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Sequences that are not let in yet, in order of rank."""
+        return sorted((s for queue in self._waiting.values() for s in queue), key=_rank)
+
+    @property
+    def n_waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
 
     def add(self, sequence: Sequence) -> None:
         """Queues it.  Raises CapacityError when its prompt would not fit even with the cache to itself."""
@@ -51,75 +84,217 @@ class Scheduler:
                 f"the prompt has {len(sequence.tokens)} tokens and the KV cache holds {have} in all",
                 hint="shorten the prompt, or free memory and load the model again",
             )
-        self.waiting.append(sequence)
+        self._wait(sequence)
 
     def schedule(self) -> list[Part]:
         """The next step's parts; empty only if there is no work."""
         parts: dict[int, Part] = {}
         budget = self.step_tokens
-        for sequence in sorted(self.running, key=lambda s: s.n_pending > 1):
-            count = min(sequence.n_pending, budget)
-            if count == 0 or sequence not in self.running:
-                continue
-            while sequence in self.running and not self._grow(sequence, count):
-                victim = self._preempt_youngest()
-                budget += parts.pop(id(victim)).count if id(victim) in parts else 0
-            if sequence in self.running:
-                parts[id(sequence)] = Part(sequence, count)
-                budget -= count
-        while budget and self.waiting and len(self.running) < self.max_sequences:
-            sequence = self.waiting[0]
-            # Not before all of it fits: else its own next chunk would soon preempt it, again and again.
-            if (self._use_slots and not self._slots) or _blocks(len(sequence.tokens)) > self.pool.n_free:
+        decodes = [s for s in self.running if s.n_pending == 1]
+        for sequence in decodes[:budget]:
+            self._give(sequence, 1, parts)
+        budget -= sum(p.count for p in parts.values())
+        if parts:
+            budget = min(budget, max(BLOCK, self.cost.rows_within(len(parts), PATIENCE, budget)))
+        for sequence in [s for s in self.running if s.n_pending > 1]:
+            budget -= self._give(sequence, self._chunk(sequence, budget), parts)
+        while budget > 0 and self._waiting and len(self.running) < self.max_sequences:
+            admitted = self._admit_next()
+            if admitted is None:
                 break
-            count = min(sequence.n_pending, budget)
-            self._grow(sequence, count)
-            self.waiting.popleft()
-            self._admit(sequence)
-            parts[id(sequence)] = Part(sequence, count)
-            budget -= count
+            budget -= self._give(admitted, self._chunk(admitted, budget), parts)
         return list(parts.values())
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Takes it out, wherever it is, and frees what it held."""
         if sequence in self.running:
+            self.file(sequence)
             self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-        self._free_slot(sequence)
+        else:
+            self._unwait(sequence)
+        self._release(sequence)
         self.pool.give_back(sequence.finish(reason))
+
+    def file(self, sequence: Sequence) -> None:
+        """Puts the blocks that are full by now into the prefix cache; a twin of one there is swapped for
+        it.
+        """
+        if not self._reuse:
+            return
+        node = sequence.node or self.radix.root(sequence.realm)
+        while (sequence.n_filed + 1) * BLOCK <= sequence.n_computed:
+            at = sequence.n_filed
+            node = self.radix.extend(
+                node, tuple(sequence.tokens[at * BLOCK : (at + 1) * BLOCK]), sequence.blocks[at]
+            )
+            if node.block != sequence.blocks[at]:
+                self.pool.share([node.block])
+                self.pool.give_back([sequence.swap(at, node.block)])
+            sequence.file(node)
+
+    def snapshot(self, sequence: Sequence) -> tuple[int, int] | None:
+        """Slots from and to which its recurrent state should be copied now: at the end of each chunk of a
+        prompt, and at the newest border of an answer in place of the one before.
+        """
+        node = sequence.node
+        if not (self._use_slots and self._reuse and node) or sequence.n_filed * BLOCK != sequence.n_computed:
+            return None
+        if sequence.snapshot:
+            self.radix.forget(sequence.snapshot)
+            sequence.keep(None)
+        if node.slot >= 0 or (slot := self.radix.take_slot()) is None:
+            return None
+        self.radix.remember(node, slot)
+        if sequence.n_generated:
+            sequence.keep(node)
+        return sequence.slot, slot
 
     def check(self) -> None:
         """Raises Bug unless every block is accounted for."""
-        self.pool.check(s.blocks for s in (*self.running, *self.waiting))
+        self.pool.check([*(s.blocks for s in (*self.running, *self.waiting)), self.radix.blocks()])
 
-    def _admit(self, sequence: Sequence) -> None:
-        sequence.begin(self._slots.pop() if self._use_slots else -1)
-        # Kept in order of arrival: a resumed sequence is older than those that came after it.
-        at = next(
-            (i for i, s in enumerate(self.running) if s.asked_at > sequence.asked_at), len(self.running)
+    def room_for_drafts(self, sequence: Sequence, wanted: int) -> int:
+        """How many of `wanted` rows after its one pending token have blocks: nobody is preempted for a
+        guess.
+        """
+        while len(sequence.blocks) < _blocks(len(sequence.tokens) + wanted):
+            if not self.pool.n_free:
+                self.radix.evict(1)
+            taken = self.pool.take(1)
+            if taken is None:
+                break
+            sequence.hold(taken)
+        return max(0, min(wanted, len(sequence.blocks) * BLOCK - len(sequence.tokens)))
+
+    # -- letting in ---------------------------------------------------------------------------------
+
+    def _admit_next(self) -> Sequence | None:
+        """Lets in the next sequence in order; None when there is no room for it or all had better wait."""
+        heads = sorted(
+            self._waiting.values(),
+            key=lambda q: (-q[0].priority, self._given.get(q[0].tenant, 0), q[0].asked_at),
         )
-        self.running.insert(at, sequence)
+        for queue in heads:
+            for sequence in queue:
+                path = self._known(sequence)
+                if self._reuse and self._is_under_way(sequence, len(path)):
+                    continue
+                idle = sum(self.pool.is_idle(node.block) for node in path)
+                room = self.pool.n_free + self.pool.n_idle - idle
+                # Not before all of it fits: else its own next chunk would soon preempt it, again and again.
+                if (self._use_slots and not self.radix.n_slots_free) or (
+                    _blocks(len(sequence.tokens)) - len(path) > room
+                ):
+                    return None
+                self._admit(sequence, path)
+                return sequence
+        return None
+
+    def _known(self, sequence: Sequence) -> list[Node]:
+        """The path of the prefix cache that the sequence can begin with."""
+        path = self.radix.match(sequence.realm, sequence.tokens) if self._reuse else []
+        while self._use_slots and path and path[-1].slot < 0:
+            path.pop()
+        return path
+
+    def _is_under_way(self, sequence: Sequence, n_known: int) -> bool:
+        """Whether the next block of its prompt is being computed by another sequence right now."""
+        start, stop = n_known * BLOCK, (n_known + 1) * BLOCK
+        if stop >= len(sequence.tokens):
+            return False
+        wanted = sequence.tokens[:stop]
+        return any(
+            s.n_computed < stop
+            and s.n_pending > 1
+            and s.tokens[start:stop] == wanted[start:]
+            and s.realm == sequence.realm
+            and s.tokens[:stop] == wanted
+            for s in self.running
+        )
+
+    def _admit(self, sequence: Sequence, path: list[Node]) -> None:
+        self._unwait(sequence)
+        self.pool.share(node.block for node in path)
+        slot = -1
+        if self._use_slots:
+            kept = path[-1].slot if path else -1
+            if path:
+                self.radix.touch(path[-1])
+            taken = self.radix.take_slot()
+            assert taken is not None
+            slot = taken
+            if path and kept != slot:
+                self.copies.append((kept, slot))
+        sequence.begin(slot, path)
+        insort(self.running, sequence, key=_rank)
+
+    def _wait(self, sequence: Sequence) -> None:
+        active = {s.tenant for s in self.running} | self._waiting.keys()
+        if sequence.tenant not in active:  # time that it did not ask for is not owed to it
+            self._given = {t: n for t, n in self._given.items() if t in active}
+            self._given[sequence.tenant] = min(self._given.values(), default=0)
+        insort(self._waiting.setdefault(sequence.tenant, []), sequence, key=_rank)
+
+    def _unwait(self, sequence: Sequence) -> None:
+        queue = self._waiting.get(sequence.tenant, [])
+        if sequence in queue:
+            queue.remove(sequence)
+            if not queue:
+                del self._waiting[sequence.tenant]
+
+    # -- growing ------------------------------------------------------------------------------------
+
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        """How many of its pending tokens go into this step."""
+        count = min(sequence.n_pending, budget)
+        if self._use_slots and self._reuse:  # chunks end where a snapshot can be taken
+            stop = sequence.n_computed + count
+            border = min(stop, len(sequence.tokens) - 1) // BLOCK * BLOCK
+            if border > sequence.n_computed:
+                return border - sequence.n_computed
+        return count
+
+    def _give(self, sequence: Sequence, count: int, parts: dict[int, Part]) -> int:
+        """Rows for it in this step, with blocks for them; preempts the last in order until there are some."""
+        if count <= 0 or sequence not in self.running:
+            return 0
+        freed = 0
+        while sequence in self.running and not self._grow(sequence, count):
+            victim = self._preempt_last()
+            freed += parts.pop(id(victim)).count if id(victim) in parts else 0
+        if sequence not in self.running:
+            return -freed
+        parts[id(sequence)] = Part(sequence, count)
+        self._given[sequence.tenant] = self._given.get(sequence.tenant, 0) + count
+        return count - freed
 
     def _grow(self, sequence: Sequence, count: int) -> bool:
-        """Blocks for `count` more tokens; False if the pool cannot give them."""
+        """Blocks for `count` more tokens; False if there are none to be had."""
         need = _blocks(sequence.n_computed + count) - len(sequence.blocks)
         if need <= 0:
             return True
+        if need > self.pool.n_free:
+            self.radix.evict(need - self.pool.n_free)
         taken = self.pool.take(need)
         sequence.hold(taken or [])
         return taken is not None
 
-    def _preempt_youngest(self) -> Sequence:
+    def _preempt_last(self) -> Sequence:
         victim = self.running.pop()
-        self._free_slot(victim)
+        self._release(victim)
         self.pool.give_back(victim.preempt())
-        self.waiting.appendleft(victim)
+        self._wait(victim)
         return victim
 
-    def _free_slot(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.node:
+            self.radix.touch(sequence.node)
         if sequence.slot >= 0:
-            self._slots.append(sequence.slot)
+            self.radix.give_slot(sequence.slot)
+
+
+def _rank(sequence: Sequence) -> tuple[int, float]:
+    return -sequence.priority, sequence.asked_at
 
 
 def _blocks(n_tokens: int) -> int:

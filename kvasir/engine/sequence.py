@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from kvasir.backends.base import BLOCK
 from kvasir.chat import FinishReason, Metrics
+from kvasir.engine.radix import Node
 from kvasir.sampling import SamplingParams
 
 
@@ -14,7 +16,8 @@ class Sequence:
     """Mutable, and changed in this file only.
 
     `tokens[:n_prompt]` were given, the rest were generated; the cache holds the first `n_computed` of them in
-    `blocks`.  `limit` is the most tokens the sequence may ever have.  Times are seconds of `perf_counter`.
+    `blocks`; the first `n_filed` blocks are those of the prefix cache's path to `node`.  `limit` is the most
+    tokens the sequence may ever have.  Times are seconds of `perf_counter`.
     """
 
     tokens: list[int]
@@ -26,6 +29,15 @@ class Sequence:
     n_truncated: int = 0
     n_computed: int = 0
     n_preempted: int = 0
+    tenant: str = ""
+    adapter: str = ""
+    priority: int = 0
+    n_cached: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
+    n_filed: int = 0
+    node: Node | None = None
+    snapshot: Node | None = None  # after which the newest state of its answer is kept
     blocks: list[int] = field(default_factory=list)
     slot: int = -1
     finished: FinishReason | None = None
@@ -50,16 +62,53 @@ class Sequence:
     def generated(self) -> list[int]:
         return self.tokens[self.n_prompt :]
 
-    def begin(self, slot: int) -> None:
-        """Admitted: `slot` holds its recurrent state (-1 where the plan has none)."""
+    @property
+    def realm(self) -> str:
+        """Whose prefixes it may share: its tenant's, with the same adapter."""
+        return f"{self.tenant}\0{self.adapter}"
+
+    @property
+    def most_drafts(self) -> int:
+        """Guessed tokens that could still become part of it, after the one that is sure to come."""
+        left = self.limit - len(self.tokens)
+        if self.params.max_tokens is not None:
+            left = min(left, self.params.max_tokens - self.n_generated)
+        return left - 1
+
+    def begin(self, slot: int, path: list[Node]) -> None:
+        """Admitted: `slot` holds its recurrent state (-1 where the plan has none); `path` is known
+        already.
+        """
         self.slot = slot
-        self.begun_at = self.begun_at or perf_counter()
+        self.blocks = [node.block for node in path]
+        self.n_filed, self.n_computed = len(path), len(path) * BLOCK
+        self.node = path[-1] if path else None
+        if not self.begun_at:
+            self.begun_at, self.n_cached = perf_counter(), min(self.n_computed, self.n_prompt)
 
     def hold(self, blocks: list[int]) -> None:
         self.blocks += blocks
 
     def computed(self, count: int) -> None:
         self.n_computed += count
+
+    def file(self, node: Node) -> None:
+        """Its next full block is now that of `node`."""
+        self.node = node
+        self.n_filed += 1
+
+    def swap(self, at: int, block: int) -> int:
+        """Takes `block` for its own block `at`; the one to give back."""
+        own, self.blocks[at] = self.blocks[at], block
+        return own
+
+    def keep(self, snapshot: Node | None) -> None:
+        """The newest state of its answer is kept after this node."""
+        self.snapshot = snapshot
+
+    def drafted(self, n_drafts: int, n_accepted: int) -> None:
+        self.n_drafted += n_drafts
+        self.n_accepted += n_accepted
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)
@@ -70,17 +119,19 @@ class Sequence:
         """Forgets what the cache held; the blocks to give back.  Its tokens stay: it resumes by computing
         them again.
         """
-        blocks, self.blocks = self.blocks, []
-        self.n_computed, self.slot = 0, -1
+        self.n_computed = 0
         self.n_preempted += 1
-        return blocks
+        return self._leave()
 
     def finish(self, reason: FinishReason) -> list[int]:
         """Ends the sequence; the blocks to give back."""
         self.finished = reason
-        blocks, self.blocks = self.blocks, []
-        self.slot = -1
         self.last_at = self.last_at or perf_counter()
+        return self._leave()
+
+    def _leave(self) -> list[int]:
+        blocks, self.blocks = self.blocks, []
+        self.slot, self.n_filed, self.node, self.snapshot = -1, 0, None, None
         return blocks
 
     def metrics(self, load_s: float = 0.0) -> Metrics:
@@ -95,6 +146,9 @@ class Sequence:
             ttft_s=first - self.asked_at,
             total_s=end - self.asked_at,
             n_prompt=self.n_prompt,
+            n_cached=self.n_cached,
+            n_drafted=self.n_drafted,
+            n_accepted=self.n_accepted,
             n_truncated=self.n_truncated,
             n_generated=self.n_generated,
             n_preempted=self.n_preempted,

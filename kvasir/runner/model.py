@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Literal
 
 from kvasir.backends.base import BLOCK, Backend, Memory
 from kvasir.backends.cpu import CpuBackend
@@ -16,18 +17,20 @@ from kvasir.backends.cpu_check import CheckedBackend
 from kvasir.backends.reference import Reference
 from kvasir.chat import ChatRequest, Delta, Finished, FinishReason
 from kvasir.checkpoint.open import open_checkpoint
+from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine, Token
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import Bug, CapacityError, KvasirError, UsageError
 from kvasir.models import build
 from kvasir.plan import Plan
 from kvasir.runner.inspect import ModelInfo, info
-from kvasir.runner.prompt import Prompter
+from kvasir.runner.prompt import Prompter, tokenizer_of
 from kvasir.runner.stream import Stream
 from kvasir.runner.watch import watched
 from kvasir.settings import read_settings
 from kvasir.store.names import find
 from kvasir.text.stream import TextStream
+from kvasir.text.tokenizer import Tokenizer
 
 MAX_SEQUENCES = 64  # answers computed at the same time; more wait their turn
 DEFAULT_CONTEXT = 32768  # positions, for models that name no limit
@@ -76,12 +79,14 @@ class Model:
         context: int | None = None,
         n_blocks: int | None = None,
         kv_format: str | None = None,
+        draft: str | None = None,
         progress: Callable[[str], None] = lambda stage: None,
     ) -> Model:
         """Opens, checks, repacks and starts the model called `name`.
 
         `context` caps the positions of every sequence below the model's own; `n_blocks` sizes the KV cache in
-        blocks of 16 tokens (default: by the memory there is).
+        blocks of 16 tokens (default: by the memory there is).  `draft` names a smaller model with the same
+        vocabulary that guesses tokens to come; without it the text so far does.
         Raises UsageError, ModelError, CheckpointError, CapacityError; nothing that was started is left then.
         """
         if context is not None and context < 0:
@@ -97,8 +102,14 @@ class Model:
         try:
             memory = memory_for(plan, kv_format or switches.kv, n_blocks, switches.cache_gb)
             progress("repacking the weights")
-            program = backend_named(backend, threads, switches.check).compile(plan, weights, memory)
-            engine = Engine(watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES)
+            runs_on = backend_named(backend, threads, switches.check)
+            program = runs_on.compile(plan, weights, memory)
+            drafter: ModelDrafter | Literal["ngram"] = "ngram"
+            if draft:
+                drafter = draft_model(draft, prompter.tokenizer, runs_on, memory)
+            engine = Engine(
+                watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES, drafter=drafter
+            )
             model = cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start)
         except BaseException:  # Ctrl-C included
             prompter.close()
@@ -121,7 +132,10 @@ class Model:
         skip, params = request.params.skip_special_tokens, request.params
         answers = []
         for index in range(params.n):
-            sequence = self._engine.sequence(tokens, params, request.max_context, index, n_truncated)
+            sequence = self._engine.sequence(
+                tokens, params, request.max_context, index, n_truncated,
+                tenant=request.tenant, priority=request.priority,
+            )  # fmt: skip
             text = TextStream(
                 self.prompter.tokenizer,
                 params.stops,
@@ -212,7 +226,9 @@ class Model:
             self._abort(lambda _: True, tell=False)
 
     def _deliver(self, token: Token) -> None:
-        answer = self._answers[token.sequence]
+        answer = self._answers.get(token.sequence)
+        if answer is None:  # a stop string ended it in the middle of a step's tokens
+            return
         last = token.finished == "stop" and token.token_id not in token.sequence.params.stop_token_ids
         text = "" if last else answer.text.push(token.token_id)
         reason, stop_reason = token.finished, None
@@ -257,6 +273,25 @@ def backend_named(name: str, threads: int | None, check: bool = False) -> Backen
     if name == "reference":
         return Reference()
     raise UsageError(f"unknown backend {name!r}", hint="the backends are cpu and reference")
+
+
+def draft_model(name: str, tokenizer: Tokenizer, backend: Backend, memory: Memory) -> ModelDrafter:
+    """The model called `name` as a drafter for one with this tokenizer.  Raises UsageError if their
+    vocabularies differ.
+    """
+    checkpoint = open_checkpoint(find(name).path)
+    own = tokenizer_of(checkpoint)
+    if own.n_vocab != tokenizer.n_vocab or any(
+        own.piece(i) != tokenizer.piece(i) for i in range(own.n_vocab)
+    ):
+        raise UsageError(
+            f"the draft model {name} has another vocabulary",
+            hint="a draft model must be of the same family, with the same tokenizer",
+        )
+    plan, weights = build(checkpoint)
+    if plan.output is None or plan.output.rows == "N":
+        raise UsageError(f"{name} is an embedding model and guesses nothing")
+    return ModelDrafter(backend.compile(plan, weights, Memory(memory.n_blocks, 1, memory.kv_format)))
 
 
 def memory_for(plan: Plan, kv_format: str, n_blocks: int | None, cache_gb: float | None = None) -> Memory:

@@ -59,6 +59,9 @@ class Watched:
     def watch(self, batch: Batch, seen: object) -> Floats:
         raise AssertionError("a watched program is not watched again")
 
+    def copy_slot(self, source: int, target: int) -> None:
+        self.program.copy_slot(source, target)
+
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         return self.program.choose(logits, recent, params, drawn)
 

@@ -1,7 +1,7 @@
 """A program with scripted logits: the next token of a sequence is a function of all its tokens so far.
 
-It keeps its "cache" in the blocks it is given, so a scheduler that mixes up blocks, positions or slots
-gives wrong tokens.
+It keeps its "cache" in the blocks it is given, and with slots its memory of the past in them alone, so a
+scheduler that mixes up blocks, positions or slots gives wrong tokens.
 """
 
 from __future__ import annotations
@@ -28,14 +28,24 @@ def next_token(tokens: Sequence[int]) -> int:
 class FakeProgram:
     """Mutable: `cells` is the cache (token by cell), `steps` the sizes of the steps so far."""
 
-    def __init__(self, n_blocks: int, context: int = 0, n_slots: int = 0):
+    def __init__(
+        self,
+        n_blocks: int,
+        context: int = 0,
+        n_slots: int = 0,
+        law: Callable[[Sequence[int]], int] = next_token,
+    ):
+        self.law = law
         self.plan = Plan("fake", context=context)
         x = self.plan.take(self.plan.embed("token_embd", VOCAB, 8))
         self.plan.output = self.plan.linear(x, "output", VOCAB)
+        self.plan.state("past", "paged", 1)
         if n_slots:
             self.plan.state("memory", "slot", 1)
+        self.slotted = n_slots > 0
         self.memory = Memory(n_blocks, max(n_slots, 1))
         self.cells = np.full(n_blocks * BLOCK, -1)
+        self.slots: list[list[int]] = [[] for _ in range(n_slots)]
         self.steps: list[list[int]] = []
         self.fail_at = -1
 
@@ -50,19 +60,26 @@ class FakeProgram:
             assert (np.diff(at) == 1).all(), "positions of a sequence run without gaps"
             blocks = batch.blocks[n]
             self.cells[blocks[at // BLOCK] * BLOCK + at % BLOCK] = batch.tokens[part]
-            used = blocks[: at[-1] // BLOCK + 1]
-            for block in used:
+            for block in blocks[at[0] // BLOCK : at[-1] // BLOCK + 1]:
                 assert owners.setdefault(int(block), n) == n, "two sequences write one block"
             for row in range(part.start, part.stop):
+                past = np.arange(batch.positions[row] + 1)
+                known = self.cells[blocks[past // BLOCK] * BLOCK + past % BLOCK].tolist()
+                if self.slotted:
+                    own = self.slots[batch.slots[n]]
+                    own[:] = [*(own if batch.positions[row] else []), int(batch.tokens[row])]
+                    known = list(own)
                 if row in batch.logit_rows:
-                    past = np.arange(batch.positions[row] + 1)
-                    rows.append(next_token(self.cells[blocks[past // BLOCK] * BLOCK + past % BLOCK].tolist()))
+                    rows.append(self.law(known))
         logits = np.zeros((len(rows), VOCAB), np.float32)
         logits[np.arange(len(rows)), rows] = 10
         return logits
 
     def watch(self, batch: Batch, seen: Callable[..., None]) -> Floats:
         return self.step(batch)
+
+    def copy_slot(self, source: int, target: int) -> None:
+        self.slots[target] = list(self.slots[source])
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         penalize(logits, recent, params)
@@ -72,9 +89,11 @@ class FakeProgram:
         return frozenset()
 
 
-def expected(prompt: Sequence[int], count: int) -> list[int]:
+def expected(
+    prompt: Sequence[int], count: int, law: Callable[[Sequence[int]], int] = next_token
+) -> list[int]:
     """The `count` tokens that the law gives after `prompt`."""
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(next_token(tokens))
+        tokens.append(law(tokens))
     return tokens[len(prompt) :]

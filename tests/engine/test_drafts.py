@@ -1,0 +1,190 @@
+"""Drafts: they save steps where they are right, cost little where they are not, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+
+import pytest
+
+from kvasir.engine.cost import StepCost
+from kvasir.engine.draft_model import ModelDrafter
+from kvasir.engine.drafts import NgramDrafter, Speculation
+from kvasir.engine.engine import Engine
+from kvasir.engine.sequence import Sequence
+from kvasir.errors import UsageError
+from kvasir.sampling import SamplingParams
+from tests.engine.fake import FakeProgram, expected, next_token
+from tests.engine.test_engine import drain, start
+
+
+def cycle(tokens: Tokens[int]) -> int:
+    return 2 + (tokens[-1] + 1) % 11
+
+
+def on_a_machine(engine: Engine, seconds: Callable[[int], float]) -> Engine:
+    """The engine with known costs of steps, so that no test depends on the time that a test takes."""
+    for n in range(1, 200):
+        engine.cost.observe(n, seconds(n))
+    engine.cost.observe = lambda n_rows, took: None  # type: ignore[method-assign]
+    return engine
+
+
+def test_repeating_text_takes_fewer_steps():
+    program = FakeProgram(60, law=cycle)
+    engine = on_a_machine(Engine(program), lambda n: 1 + 0.05 * n)
+    sequence = start(engine, [2], SamplingParams(temperature=0, max_tokens=200))
+    drain(engine)
+    assert sequence.generated == expected([2], 200, cycle)
+    assert len(program.steps) < 60
+    metrics = sequence.metrics()
+    assert metrics.n_accepted > 140 and metrics.n_drafted < 1.2 * metrics.n_accepted
+
+
+def test_text_without_repeats_gets_no_drafts_for_long():
+    program = FakeProgram(60)
+    engine = on_a_machine(Engine(program), lambda n: 1 + 0.05 * n)
+    sequence = start(engine, [2], SamplingParams(temperature=0, max_tokens=300))
+    drain(engine)
+    assert sequence.generated == expected([2], 300)
+    assert sequence.n_drafted < 40
+
+
+def test_an_answer_ends_where_it_would_have_ended():
+    law = expected([2], 30, cycle)
+    for most in (1, 2, 3, 17, 25):
+        engine = on_a_machine(Engine(FakeProgram(60, law=cycle)), lambda n: 1)
+        sequence = start(engine, [2], SamplingParams(temperature=0, max_tokens=most))
+        drain(engine)
+        assert sequence.generated == law[:most]
+    engine = on_a_machine(Engine(FakeProgram(60, law=cycle), {law[5]}), lambda n: 1)
+    sequence = start(engine, [2] + law[:4] * 3, SamplingParams(temperature=0, max_tokens=30))
+    drain(engine)
+    assert sequence.finished == "stop" and sequence.tokens[-1] == law[5]
+
+
+def test_drafts_never_take_the_last_blocks_from_others():
+    program = FakeProgram(4, law=cycle)
+    engine = on_a_machine(Engine(program), lambda n: 1)
+    one, two = (start(engine, [i], SamplingParams(temperature=0, max_tokens=31)) for i in (2, 3))
+    drain(engine)
+    assert one.generated == expected([2], 31, cycle) and two.generated == expected([3], 31, cycle)
+    assert one.n_preempted == two.n_preempted == 0
+
+
+def test_the_index_finds_the_latest_place():
+    drafter = NgramDrafter()
+    sequence = Sequence([1, 2, 3, 4, 9, 1, 2, 3, 5, 8, 1, 2, 3], SamplingParams(), 100, seed=0)
+    assert drafter.propose([(sequence, 3)]) == [[5, 8, 1]]
+    sequence.append(5)
+    assert drafter.propose([(sequence, 2)]) == [[8, 1]]
+    sequence.append(77)
+    assert drafter.propose([(sequence, 2)]) == [[]]
+
+
+class Known(NgramDrafter):
+    """Always right, or always wrong."""
+
+    def __init__(self, right: bool):
+        super().__init__()
+        self.right = right
+
+    def propose(self, wanted):
+        guesses = []
+        for sequence, count in wanted:
+            truth = expected(sequence.tokens, count)
+            guesses.append(truth if self.right else [2 + (t - 1) % 60 for t in truth])
+        return guesses
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_acceptance_decides_how_many(right):
+    program = FakeProgram(60)
+    engine = on_a_machine(Engine(program, drafter=Known(right)), lambda n: 1 + 0.01 * n)
+    sequence = start(engine, [2], SamplingParams(temperature=0, max_tokens=200))
+    drain(engine)
+    assert sequence.generated == expected([2], 200)
+    if right:
+        assert len(program.steps) < 30
+    else:
+        assert sequence.n_accepted == 0 and sequence.n_drafted < 60
+
+
+def test_rows_that_cost_as_much_as_steps_are_not_guessed():
+    cost = StepCost()
+    for n in range(1, 40):
+        cost.observe(n, float(n))
+    speculation = Speculation(NgramDrafter(), cost)
+    sequence = Sequence([1], SamplingParams(max_tokens=100), 1000, seed=0)
+    assert speculation.counts([sequence], 1) == [0]
+
+
+def test_next_token_is_what_the_tests_think():
+    assert expected([1], 2) == [next_token([1]), next_token([1, next_token([1])])]
+
+
+class TestStepCost:
+    def test_it_learns_and_interpolates(self):
+        cost = StepCost()
+        assert cost.predict(5) == 0 and cost.rows_within(1, 2, 512) == 512
+        for _ in range(30):
+            for n in (1, 8, 64, 512):
+                cost.observe(n, 0.01 + 0.002 * n)
+        assert cost.predict(1) == pytest.approx(0.012)
+        assert cost.predict(36) == pytest.approx(0.01 + 0.002 * 36)
+        assert cost.predict(1024) == pytest.approx(2 * cost.predict(512))
+        extra = cost.rows_within(8, 2.0, 512)
+        assert cost.predict(8 + extra) <= 2 * cost.predict(8) < cost.predict(8 + extra + 1)
+
+    def test_one_slow_step_is_not_believed(self):
+        cost = StepCost()
+        for _ in range(10):
+            cost.observe(4, 0.01)
+        cost.observe(4, 5.0)
+        assert cost.predict(4) < 0.013
+
+
+class TestModelDrafter:
+    def test_a_draft_of_one_mind_is_right_at_any_temperature(self):
+        for temperature in (0.0, 2.0):
+            wish = SamplingParams(temperature=temperature, seed=5, max_tokens=80)
+            plain = Engine(FakeProgram(40), drafter=None)
+            alone = start(plain, [3, 4, 5], wish)
+            drain(plain)
+            drafter, program = ModelDrafter(FakeProgram(40)), FakeProgram(40)
+            engine = on_a_machine(Engine(program, drafter=drafter), lambda n: 1 + 0.01 * n)
+            sequence = start(engine, [3, 4, 5], wish)
+            drain(engine)
+            assert sequence.generated == alone.generated
+            assert sequence.n_accepted == sequence.n_drafted > 60
+            assert len(program.steps) < 20
+            drafter.check()
+            assert drafter.pool.n_free == 40
+
+    def test_many_sequences_wrong_guesses_and_long_prompts(self):
+        def rough(tokens: Tokens[int]) -> int:
+            return next_token(tokens) if len(tokens) % 3 else 2
+
+        drafter, program = ModelDrafter(FakeProgram(90, law=rough)), FakeProgram(120)
+        engine = on_a_machine(Engine(program, step_tokens=64, drafter=drafter), lambda n: 1 + 0.01 * n)
+        prompts = [[i] * n for i, n in enumerate((3, 700, 40, 1, 17))]
+        sequences = [start(engine, p, SamplingParams(temperature=0, max_tokens=40)) for p in prompts]
+        for _ in range(2000):
+            engine.step()
+            drafter.check()
+        for prompt, sequence in zip(prompts, sequences, strict=True):
+            assert sequence.generated == expected(prompt, 40)
+        assert 0 < sum(s.n_accepted for s in sequences) < sum(s.n_drafted for s in sequences)
+        assert drafter.pool.n_free == 90
+
+    def test_a_small_cache_or_context_means_fewer_drafts_and_no_error(self):
+        for small in (FakeProgram(2), FakeProgram(40, context=24)):
+            engine = on_a_machine(Engine(FakeProgram(40), drafter=ModelDrafter(small)), lambda n: 1)
+            sequence = start(engine, [3] * 10, SamplingParams(temperature=0, max_tokens=100))
+            drain(engine)
+            assert sequence.generated == expected([3] * 10, 100)
+            assert 0 < sequence.n_accepted < 30
+
+    def test_a_recurrent_draft_is_refused(self):
+        with pytest.raises(UsageError, match="recurrent state"):
+            ModelDrafter(FakeProgram(4, n_slots=2))

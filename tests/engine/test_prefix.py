@@ -1,0 +1,187 @@
+"""The prefix cache: what was computed once is found again, by those who may, and changes no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvasir.engine.blocks import BlockPool
+from kvasir.engine.engine import Engine
+from kvasir.engine.radix import Radix
+from kvasir.engine.sequence import Sequence
+from kvasir.sampling import SamplingParams
+from tests.engine.fake import VOCAB, FakeProgram, expected, next_token
+from tests.engine.test_engine import GREEDY, drain, start
+
+
+def ask(engine: Engine, prompt: list[int], params: SamplingParams = GREEDY, **wishes: object) -> Sequence:
+    sequence = engine.sequence(prompt, params, **wishes)  # type: ignore[arg-type]
+    engine.add(sequence)
+    return sequence
+
+
+def periodic(tokens: Tokens[int]) -> int:
+    """A law that drafts guess well for a while: text that repeats itself, and changes now and then."""
+    return next_token(tokens[-3:]) if len(tokens) % 23 == 0 else 2 + (tokens[-5:][0] * 7 + 1) % (VOCAB - 2)
+
+
+def test_a_second_request_computes_what_is_new_only():
+    program = FakeProgram(40)
+    engine = Engine(program, drafter=None)
+    prompt = [(7 * i) % 60 for i in range(100)]
+    first = ask(engine, prompt)
+    drain(engine)
+    program.steps.clear()
+    second, longer = ask(engine, prompt), ask(engine, [*prompt[:70], 1, 2, 3])
+    drain(engine)
+    assert (first.n_cached, second.n_cached, longer.n_cached) == (0, 96, 64)
+    assert program.steps[0] == [4, 9]
+    assert second.generated == first.generated == expected(prompt, 12)
+    assert longer.generated == expected([*prompt[:70], 1, 2, 3], 12)
+    assert second.metrics().n_cached == 96
+
+
+def test_a_prompt_of_whole_blocks_still_computes_its_last():
+    engine = Engine(FakeProgram(20))
+    first = ask(engine, [3] * 32)
+    drain(engine)
+    second = ask(engine, [3] * 32)
+    drain(engine)
+    assert second.n_cached == 16 and second.generated == first.generated
+
+
+def test_a_conversation_costs_what_is_new():
+    """The answer is kept as well as the question: its last token alone was never computed."""
+    for n_slots in (0, 6):
+        engine = Engine(FakeProgram(60, n_slots=n_slots), drafter=None)
+        turn = ask(engine, list(range(50)), SamplingParams(temperature=0, max_tokens=40))
+        drain(engine)
+        again = ask(engine, [*turn.tokens, 5, 6, 7])
+        drain(engine)
+        assert again.n_cached == 80, "of 90 tokens, 89 of them computed"
+        assert again.generated == expected([*turn.tokens, 5, 6, 7], 12)
+
+
+def test_same_prompts_at_the_same_time_are_computed_once():
+    program = FakeProgram(80)
+    engine = Engine(program, step_tokens=32, drafter=None)
+    sequences = [ask(engine, [9] * 128) for _ in range(6)]
+    drain(engine)
+    assert sum(map(sum, program.steps)) < 128 + 6 * (16 + 12)
+    assert all(s.generated == expected([9] * 128, 12) for s in sequences)
+    assert [s.n_cached for s in sequences] == [0] + 5 * [112]
+
+
+def test_tenants_do_not_see_each_other():
+    engine = Engine(FakeProgram(60))
+    for tenant in ("a", "b"):
+        assert ask(engine, [4] * 64, tenant=tenant).n_cached == 0
+        drain(engine)
+    again = ask(engine, [4] * 64, tenant="b")
+    drain(engine)
+    assert again.n_cached == 48
+
+
+def test_tenants_take_turns_and_priority_goes_first():
+    engine = Engine(FakeProgram(60), max_sequences=1)
+    flood = [ask(engine, [i] * 4, tenant="a") for i in range(5)]
+    quiet, urgent = ask(engine, [20], tenant="b"), ask(engine, [21], tenant="a", priority=1)
+    drain(engine)
+    order = sorted([*flood, quiet, urgent], key=lambda s: s.begun_at)
+    assert order == [urgent, quiet, *flood]
+
+
+def test_the_oldest_leaves_go_first():
+    pool = BlockPool(4)
+    radix = Radix(pool)
+    root, paths = radix.root(""), []
+    for name in range(2):
+        blocks = pool.take(2)
+        node = root
+        for depth, block in enumerate(blocks):
+            node = radix.extend(node, (name, depth), block)
+        pool.give_back(blocks)
+        radix.touch(node)
+        paths.append((node, blocks))
+    radix.touch(paths[0][0])
+    assert radix.evict(1) == 1
+    assert pool.take(1) == [paths[1][1][1]], "the end of the path that was used longest ago"
+    assert radix.evict(9) == 3 and radix.n_nodes == 0
+
+
+def test_blocks_in_use_are_not_given_up():
+    engine = Engine(FakeProgram(12), drafter=None)
+    ask(engine, [1] * 80)
+    drain(engine)
+    busy = ask(engine, [1] * 80, SamplingParams(temperature=0, max_tokens=60))
+    engine.step()
+    other = ask(engine, [2] * 60)
+    drain(engine)
+    assert busy.n_cached == 64
+    assert busy.generated == expected([1] * 80, 60) and other.generated == expected([2] * 60, 12)
+
+
+def test_snapshots_of_recurrent_states():
+    engine = Engine(FakeProgram(60, n_slots=4), step_tokens=48, drafter=None)
+    prompt = [i % 50 for i in range(130)]
+    first = ask(engine, prompt)
+    drain(engine)
+    second, shorter = ask(engine, prompt), ask(engine, prompt[:100])
+    drain(engine)
+    assert (second.n_cached, shorter.n_cached) == (128, 96)
+    assert first.generated == second.generated
+    assert shorter.generated == expected(prompt[:100], 12)
+
+
+schedules = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # which beginning it shares
+        st.integers(0, 70),  # how much of it
+        st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20),  # what follows
+        st.integers(0, 2),  # tenant
+        st.integers(0, 30),  # steps before it comes
+        st.one_of(st.none(), st.integers(0, 25)),  # steps until it is cancelled
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(schedules, st.integers(9, 40), st.integers(1, 40), st.integers(1, 8), st.sampled_from([0, 2, 5]),
+       st.booleans(), st.sampled_from([0.0, 3.0]))  # fmt: skip
+def test_no_schedule_changes_an_answer(
+    schedule, n_blocks, step_tokens, max_sequences, n_slots, drafts, temperature
+):
+    program = FakeProgram(n_blocks, n_slots=n_slots, law=periodic)
+    engine = Engine(program, (), max_sequences, step_tokens, drafter="ngram" if drafts else None)
+    params = SamplingParams(temperature=temperature, seed=11, max_tokens=30)
+    arriving = sorted(schedule, key=lambda item: item[4])
+    alive: list[tuple[Sequence, int]] = []
+    done = []
+    for now in range(3000):
+        while arriving and arriving[0][4] <= now:
+            which, share, rest, tenant, _, cancel = arriving.pop(0)
+            prompt = [(which * 13 + 3 * i) % VOCAB for i in range(share)] + rest
+            sequence = ask(engine, prompt, params, tenant=str(tenant))
+            done.append(sequence)
+            alive.append((sequence, now + cancel if cancel is not None else 10**9))
+        for sequence, end in alive:
+            if end <= now:
+                engine.finish(sequence, "abort")
+        engine.step()
+        engine.check()
+        if not arriving and not engine.has_work:
+            break
+    assert not engine.has_work
+    for sequence in done:
+        alone = Engine(FakeProgram(60, law=periodic), reuse=False, drafter=None)
+        twin = start(alone, sequence.tokens[: sequence.n_prompt], params)
+        drain(alone)
+        assert sequence.generated == twin.generated[: len(sequence.generated)]
+        assert sequence.finished in ("length", "abort")
+    engine.scheduler.radix.clear()
+    engine.check()
+    assert engine.pool.n_free == n_blocks
