@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.measure import Spread, bandwidth, machine, number, report, say
-from bench.subject import arguments, models, token_bytes
+from bench.subject import Costs, arguments, models
 from kvasir import LLM
 
 PROMPT = 16  # tokens
@@ -35,7 +35,7 @@ def measure(name: str, path: str, runs: int, n_tokens: int, threads: int | None)
             rates.append(once())
             told = f"{number(rates[-1])} tokens/s, memory {number(bands[-1] / 1e9)} GB/s"
             say(f"  {name}: run {i + 1} of {runs}: {told}")
-        n_bytes = token_bytes(llm, PROMPT + n_tokens // 2)
+        n_bytes = Costs(llm.model.info.path).n_bytes(PROMPT + n_tokens // 2)
     rate, band = Spread.of(rates), Spread.of([b / 1e9 for b in bands])
     speed = n_bytes * rate.median / 1e9
     return {

@@ -109,15 +109,21 @@ def report(
 ) -> None:
     """The table, in Markdown, and the same as a line of JSON."""
     print(f"{question}\n{line(about)}\n")
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(_cell(row.get(c)) for c in columns) + " |")
+    print(table(columns, rows))
     plain = [{k: asdict(v) if isinstance(v, Spread) else v for k, v in row.items()} for row in rows]
     print(json.dumps({"benchmark": question, "machine": dict(about), "rows": plain}))
 
 
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows in Markdown.  A spread may come as the dict that JSON has of it."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
 def _cell(item: object) -> str:
+    if isinstance(item, dict):
+        item = Spread(**item)
     return number(item) if isinstance(item, float) else str(item) if item is not None else "-"
 
 

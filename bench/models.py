@@ -1,14 +1,19 @@
-"""Model files of real shapes and random weights, for measuring: `python bench/models.py qwen3-0.6b Q4_0`.
+"""Model files of real shapes and random weights, for measuring: `python bench/models.py qwen3-0.6b Q4_K_M`.
 
 A file is written once, into bench/out/, in seconds: a pool of random blocks is tiled over each matrix,
-since time depends on shapes and formats and not on the weights.  Answers of such a model are noise.
+since time depends on shapes and formats and not on the weights.  Answers of such a model are noise.  Formats
+are those of `llama-quantize`, with its mixes, and llama.cpp loads the files too (bench/rivals.py).
 """
 
 from __future__ import annotations
 
 import os
+import random
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +31,32 @@ from kvasir.quant.formats import FORMATS, Format
 OUT = Path(__file__).resolve().parent / "out"
 SPREAD = 0.02  # standard deviation of the weights, about that of a trained model
 POOL_BLOCKS = 8191  # a prime, so that tiled rows do not repeat after a few
+MIXES = {"Q3_K_M": "Q3_K", "Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}  # a mix and the format of most of its matrices
+SPECIAL = 256  # tokens that are no words
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a layer: how many, how many a token uses, and their inner width."""
+
+    n: int
+    k: int
+    ffn: int
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Gated DeltaNet layers: heads, their width, taps of the convolution; every `full`-th layer attends."""
+
+    heads: int = 16
+    d: int = 128
+    taps: int = 4
+    full: int = 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a published model.  `arch`: its name in GGUF; `tied`: the output is the embedding."""
+    """The sizes of a published model.  `arch`: its name in GGUF; `pre`: how its tokenizer cuts texts."""
 
     arch: str
     layers: int
@@ -42,52 +68,85 @@ class Shape:
     vocab: int
     context: int
     theta: float
-    tied: bool = True
+    pre: str = "qwen2"
+    merges: int = 0  # 0: one for each word
+    experts: Experts | None = None
+    recurrent: Recurrent | None = None
+
+    def attends(self, layer: int) -> bool:
+        return self.recurrent is None or (layer + 1) % self.recurrent.full == 0
 
 
 SHAPES = {
     "qwen3-0.6b": Shape("qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1e6),
-    "llama3.2-1b": Shape("llama", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 5e5),
-    "tiny": Shape("qwen3", 2, 256, 4, 2, 64, 512, 512, 2048, 1e4),
+    "llama3.2-1b": Shape(
+        "llama", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 5e5, pre="llama-bpe", merges=280147
+    ),
+    # Qwen3-30B-A3B in small: 2.9 B parameters, 0.65 B of them used for a token.
+    "qwen3moe-3b": Shape(
+        "qwen3moe", 26, 1024, 16, 8, 128, 3072, 151936, 40960, 1e6, experts=Experts(64, 8, 512)
+    ),
+    "qwen3.5-0.8b": Shape(
+        "qwen35", 24, 1024, 8, 2, 256, 3584, 248320, 262144, 1e7, pre="qwen35", recurrent=Recurrent()
+    ),
+    "tiny": Shape("qwen3", 2, 256, 4, 2, 64, 512, 768, 2048, 1e4),
 }
 
 
 def model_file(name: str, form: str) -> Path:
     """The GGUF file of shape `name` with its matrices in format `form`; written if it is not there."""
-    path = OUT / f"{name}-{form}.gguf"
+    path = OUT / f"{name}.{form}.gguf"
     if not path.exists():
         say(f"writing {path.name} ...")
         OUT.mkdir(exist_ok=True)
-        part = path.with_suffix(".part")
-        write(part, name, SHAPES[name], FORMATS[form])
+        part = path.with_suffix(f".{os.getpid()}.part")
+        write(part, name, SHAPES[name], form)
         os.replace(part, path)
     return path
 
 
-def write(path: Path, name: str, shape: Shape, form: Format) -> None:
-    """The file.  Norms are ones in F32; every matrix is in `form`."""
+def write(path: Path, name: str, shape: Shape, form: str) -> None:
+    """The file."""
     writer = GGUFWriter(path, shape.arch)
     metadata(writer, name, shape)
     vocabulary(writer, shape)
-    matrices = tensors(shape)
-    for tensor, size in matrices.items():
-        kind = form if len(size) == 2 else FORMATS["F32"]
-        n_bytes = form_bytes(size, kind)
+    found = {t: (size, format_of(t, size, shape, form)) for t, size in tensors(shape)}
+    for tensor, (size, kind) in found.items():
         ggml = GGMLQuantizationType(kind.ggml_type)
-        raw_shape = (*size[:-1], kind.row_bytes(size[-1]))
-        if kind.block > 1:  # the writer wants the shape in bytes, and gives the file the one in weights
-            writer.add_tensor_info(tensor, raw_shape, np.dtype(np.uint8), n_bytes, raw_dtype=ggml)
-        else:
-            writer.add_tensor_info(tensor, size, np.dtype(np.float32), n_bytes, raw_dtype=ggml)
+        # The writer wants a quantized tensor's shape in bytes, and gives the file the one in weights.
+        raw_shape = (*size[:-1], kind.row_bytes(size[-1])) if kind.block > 1 else size
+        dtype = np.dtype(np.uint8 if kind.block > 1 else np.float32)
+        writer.add_tensor_info(tensor, raw_shape, dtype, form_bytes(size, kind), raw_dtype=ggml)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    pool = random_blocks(form, np.random.default_rng(0))
-    for size in matrices.values():
-        writer.write_tensor_data(
-            np.resize(pool, form_bytes(size, form)) if len(size) == 2 else np.ones(size, np.float32)
-        )
+    for tensor, (size, kind) in found.items():
+        writer.write_tensor_data(content(tensor, size, kind))
     writer.close()
+
+
+def content(tensor: str, size: tuple[int, ...], kind: Format) -> npt.NDArray[Any]:
+    """Random weights; ones for what only scales; a decay that is negative, as it has to be."""
+    if tensor.endswith("ssm_a"):
+        return np.full(size, -1, np.float32)
+    if len(size) == 1:
+        return np.ones(size, np.float32)
+    return np.resize(random_blocks(kind), form_bytes(size, kind))
+
+
+def format_of(tensor: str, size: tuple[int, ...], shape: Shape, form: str) -> Format:
+    """What `llama-quantize` makes of a tensor when asked for `form`."""
+    if len(size) == 1 or re.search(r"ffn_gate_inp|ssm_conv1d", tensor):
+        return FORMATS["F32"]
+    base = MIXES.get(form, form)
+    if tensor == "token_embd.weight" and base not in ("F32", "F16", "BF16", "Q8_0"):
+        base = "Q6_K"  # because it is the output too
+    elif form == "Q3_K_M" and re.search(r"attn_v|attn_qkv|attn_output|ffn_down", tensor):
+        base = "Q4_K"
+    elif form in ("Q4_K_M", "Q5_K_M") and re.search(r"attn_v\.|attn_qkv|ffn_down", tensor):
+        layer, n = int(tensor.split(".")[1]), shape.layers
+        base = "Q6_K" if layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2 else base
+    return FORMATS[base]
 
 
 def form_bytes(size: tuple[int, ...], form: Format) -> int:
@@ -97,6 +156,7 @@ def form_bytes(size: tuple[int, ...], form: Format) -> int:
 
 def metadata(writer: GGUFWriter, name: str, shape: Shape) -> None:
     writer.add_name(f"{name}, random weights")
+    writer.add_quantization_version(2)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -107,44 +167,111 @@ def metadata(writer: GGUFWriter, name: str, shape: Shape) -> None:
     writer.add_value_length(shape.d)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(shape.theta)
+    if e := shape.experts:
+        writer.add_expert_count(e.n)
+        writer.add_expert_used_count(e.k)
+        writer.add_expert_feed_forward_length(e.ffn)
+    if r := shape.recurrent:
+        writer.add_rope_dimension_count(shape.d // 4)
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
+        writer.add_ssm_conv_kernel(r.taps)
+        writer.add_ssm_state_size(r.d)
+        writer.add_ssm_group_count(r.heads)
+        writer.add_ssm_time_step_rank(r.heads)
+        writer.add_ssm_inner_size(r.heads * r.d)
+        writer.add_full_attention_interval(r.full)
 
 
 def vocabulary(writer: GGUFWriter, shape: Shape) -> None:
-    """A byte-level vocabulary: the 256 letters, one merge, and invented tokens up to the real number."""
-    letters = (
-        [chr(c) for c in range(33, 127)]
-        + [chr(c) for c in range(161, 173)]
-        + [chr(c) for c in range(174, 256)]
-    )
-    letters += [chr(c) for c in range(256, 256 + 256 - len(letters))]
-    tokens = [*letters, "Ġt", "<|end|>"]
-    tokens += [f"Ġw{i}" for i in range(shape.vocab - len(tokens))]
+    """A byte-level vocabulary of the real size: 256 letters, invented words with merges, specials."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(c) for c in plain + list(range(256, 512 - len(plain)))]
+    n_words = shape.vocab - len(letters) - SPECIAL
+    words, merges = invented(n_words, shape.merges or n_words)
+    tokens = [*letters, *words, *(f"<|special {i}|>" for i in range(SPECIAL))]
+    kinds = [TokenType.NORMAL] * (len(tokens) - SPECIAL) + [TokenType.CONTROL] * SPECIAL
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(shape.pre)
     writer.add_token_list(tokens)
-    writer.add_token_types([int(TokenType.CONTROL if t == "<|end|>" else TokenType.NORMAL) for t in tokens])
-    writer.add_token_merges(["Ġ t"])
-    writer.add_eos_token_id(tokens.index("<|end|>"))
+    writer.add_token_types([int(kind) for kind in kinds])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(len(tokens) - 2)
+    writer.add_eos_token_id(len(tokens) - 1)
 
 
-def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+@cache
+def invented(n_words: int, n_merges: int) -> tuple[list[str], list[str]]:
+    """Words in the order of their merges, and at most `n_merges`: a way to each word, then second ways."""
+    rng = random.Random(0)
+    parts = [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]
+    n_letters, known, merges = len(parts), set(parts), dict[str, None]()
+    while len(merges) < n_words:
+        left, right = (parts[int(len(parts) * rng.random() ** 3)] for _ in "lr")
+        word = left + right
+        if word not in known and len(word) <= 12 and "Ġ" not in word[1:]:
+            known.add(word)
+            parts.append(word)
+            merges[f"{left} {right}"] = None
+    words = parts[n_letters:]
+    for word in words:
+        for cut in range(1, len(word)):
+            if len(merges) < n_merges and word[:cut] in known and word[cut:] in known:
+                merges[f"{word[:cut]} {word[cut:]}"] = None
+    return words, list(merges)
+
+
+def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape [out, in] of every tensor, in the order of the file."""
-    q, kv = shape.heads * shape.d, shape.kv_heads * shape.d
-    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.vocab, shape.width)}
+    yield "token_embd.weight", (shape.vocab, shape.width)
+    yield "output_norm.weight", (shape.width,)
+    if shape.arch == "llama":
+        yield "rope_freqs.weight", (shape.d // 2,)
     for i in range(shape.layers):
-        layer = {
-            "attn_norm": (shape.width,), "attn_q": (q, shape.width), "attn_k": (kv, shape.width),
-            "attn_v": (kv, shape.width), "attn_output": (shape.width, q), "ffn_norm": (shape.width,),
-            "ffn_gate": (shape.ffn, shape.width), "ffn_up": (shape.ffn, shape.width),
-            "ffn_down": (shape.width, shape.ffn),
-        }  # fmt: skip
-        if shape.arch == "qwen3":
-            layer |= {"attn_q_norm": (shape.d,), "attn_k_norm": (shape.d,)}
-        found |= {f"blk.{i}.{name}.weight": size for name, size in layer.items()}
-    found["output_norm.weight"] = (shape.width,)
-    if not shape.tied:
-        found["output.weight"] = (shape.vocab, shape.width)
+        layer = attention(shape) if shape.attends(i) else delta_net(shape)
+        for name, size in {**layer, **feed_forward(shape)}.items():
+            bare = name == "ssm_a" or name.endswith(".bias")
+            yield f"blk.{i}.{name}" if bare else f"blk.{i}.{name}.weight", size
+
+
+Sizes = dict[str, tuple[int, ...]]
+
+
+def attention(shape: Shape) -> Sizes:
+    q, kv = shape.heads * shape.d, shape.kv_heads * shape.d
+    gated = 2 if shape.recurrent else 1  # the gate's rows lie among those of q
+    found: Sizes = {
+        "attn_norm": (shape.width,), "attn_q": (gated * q, shape.width), "attn_k": (kv, shape.width),
+        "attn_v": (kv, shape.width), "attn_output": (shape.width, q),
+    }  # fmt: skip
+    if shape.arch != "llama":
+        found |= {"attn_q_norm": (shape.d,), "attn_k_norm": (shape.d,)}
     return found
+
+
+def delta_net(shape: Shape) -> Sizes:
+    r = shape.recurrent
+    assert r
+    inner = r.heads * r.d
+    return {
+        "attn_norm": (shape.width,), "attn_qkv": (3 * inner, shape.width), "attn_gate": (inner, shape.width),
+        "ssm_conv1d": (3 * inner, r.taps), "ssm_dt.bias": (r.heads,), "ssm_a": (r.heads,),
+        "ssm_beta": (r.heads, shape.width), "ssm_alpha": (r.heads, shape.width), "ssm_norm": (r.d,),
+        "ssm_out": (shape.width, inner),
+    }  # fmt: skip
+
+
+def feed_forward(shape: Shape) -> Sizes:
+    before = "post_attention_norm" if shape.recurrent else "ffn_norm"
+    if e := shape.experts:
+        return {
+            before: (shape.width,), "ffn_gate_inp": (e.n, shape.width),
+            "ffn_gate_exps": (e.n, e.ffn, shape.width), "ffn_up_exps": (e.n, e.ffn, shape.width),
+            "ffn_down_exps": (e.n, shape.width, e.ffn),
+        }  # fmt: skip
+    return {
+        before: (shape.width,), "ffn_gate": (shape.ffn, shape.width), "ffn_up": (shape.ffn, shape.width),
+        "ffn_down": (shape.width, shape.ffn),
+    }  # fmt: skip
 
 
 # What the scale `d` of a block must be for weights of spread 1, by format; `m` in the same unit.
@@ -155,8 +282,10 @@ SCALES = {
 }  # fmt: skip
 
 
-def random_blocks(form: Format, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+@cache
+def random_blocks(form: Format) -> npt.NDArray[np.uint8]:
     """Bytes of random blocks, one after another, whose weights have about the spread of a model's."""
+    rng = np.random.default_rng(0)
     if form.block == 1:
         values = rng.standard_normal(POOL_BLOCKS * 16, np.float32) * SPREAD
         dtypes: dict[str, Any] = {"F32": np.float32, "F16": np.float16}

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.measure import Spread, machine, report, say
-from bench.subject import arguments, models, prompt_macs
+from bench.subject import Costs, arguments, models
 from kvasir import LLM
 
 
@@ -32,7 +32,7 @@ def measure(name: str, path: str, runs: int, n_tokens: int, threads: int | None)
         for i in range(runs):
             times.append(once(i + 1))
             say(f"  {name}: run {i + 1} of {runs}: {n_tokens / times[-1]:.0f} tokens/s")
-        macs = prompt_macs(llm, n_tokens)
+        macs = Costs(llm.model.info.path).prompt_macs(n_tokens)
     return {
         "model": name,
         "prompt": n_tokens,
