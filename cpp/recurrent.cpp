@@ -10,8 +10,8 @@ inline namespace KVASIR_ISA_NS {
 
 namespace {
 
-constexpr int64_t kColumns = 64;  // of a convolution, a task
-constexpr int kVectors = 4;       // of a value head, a task: 32 columns of memory, 16 KB at k_dim 128
+constexpr int64_t kColumns = 256;  // of a convolution, a task: rows of it stay in the first cache
+constexpr int kVectors = 4;        // of a value head, a task: 32 columns of memory, 16 KB at k_dim 128
 
 class ConvOp : public Op {
    public:
@@ -32,23 +32,45 @@ class ConvOp : public Op {
             float* past = past_->at(s.slots[n]);
             if (s.begins(n))
                 for (int j = 0; j + 1 < taps_; j++) std::fill(past + j * x_.width + from, past + j * x_.width + to, 0.0f);
-            for (int64_t c = from; c < to; c += 8) walk(s, n, past, c, std::min<int64_t>(8, to - c));
+            walk(s, n, past, from, to - from);
         }
     }
 
    private:
     int64_t pieces() const { return (x_.width + kColumns - 1) / kColumns; }
 
-    void walk(const Step& s, int64_t n, float* past, int64_t c, int64_t width) const {
+    // Columns [from, from + width) of a sequence, row by row.
+    void walk(const Step& s, int64_t n, float* past, int64_t from, int64_t width) const {
         const int64_t first = s.starts[n], rows = s.starts[n + 1] - first, kept = taps_ - 1;
-        auto get = [width](const float* p) { return width == 8 ? load(p) : load_some(p, width); };
-        auto seen = [&](int64_t j) { return get(j < kept ? past + j * x_.width + c : s.at(x_, first + j - kept) + c); };
+        auto seen = [&](int64_t j) { return (j < kept ? past + j * x_.width : s.at(x_, first + j - kept)) + from; };
+        std::vector<const float*> window(static_cast<size_t>(taps_));
         for (int64_t t = 0; t < rows; t++) {
-            f8 y = all(0);
-            for (int64_t i = 0; i < taps_; i++) y = fma(seen(t + i), get(turned_.data() + i * x_.width + c), y);
-            store_some(s.at(out_, first + t) + c, y, width);
+            for (int64_t i = 0; i < taps_; i++) window[static_cast<size_t>(i)] = seen(t + i);
+            float* y = s.at(out_, first + t) + from;
+            if (taps_ == 4) {
+                convolve<4>(window.data(), turned_.data() + from, y, width);
+            } else {
+                convolve<0>(window.data(), turned_.data() + from, y, width);
+            }
         }
-        for (int64_t j = 0; j < kept; j++) store_some(past + j * x_.width + c, seen(rows + j), width);
+        // Upwards, so that a row still wanted is not written over when this step is shorter than the window.
+        for (int64_t j = 0; j < kept; j++)
+            std::memcpy(past + j * x_.width + from, seen(rows + j), static_cast<size_t>(width) * sizeof(float));
+    }
+
+    // y[c] = sum_i window[i][c] * w[i][c]; Taps: their number if the compiler is to know it.
+    template <int Taps>
+    void convolve(const float* const* window, const float* w, float* y, int64_t width) const {
+        const int64_t taps = Taps ? Taps : taps_;
+        auto at = [&](auto get, int64_t c) {
+            f8 sum = all(0);
+            for (int64_t i = 0; i < taps; i++) sum = fma(get(window[i] + c), get(w + i * x_.width + c), sum);
+            return sum;
+        };
+        int64_t c = 0;
+        for (; c + 8 <= width; c += 8) store(y + c, at([](const float* p) { return load(p); }, c));
+        if (const int64_t left = width - c; left > 0)
+            store_some(y + c, at([left](const float* p) { return load_some(p, left); }, c), left);
     }
 
     Value x_, out_;
@@ -66,7 +88,7 @@ class DeltaOp : public Op {
 
     Work work(const Step& s, int) const override {
         double rows = static_cast<double>(s.T) / static_cast<double>(s.N);
-        return {s.N * v_heads_ * pieces(), 30 + rows * static_cast<double>(k_dim_) * kVectors * 1.5};
+        return {s.N * v_heads_ * pieces(), 30 + rows * static_cast<double>(k_dim_) * kVectors * 1.2};
     }
 
     void run(const Step& s, int, int64_t begin, int64_t end, int) override {
@@ -84,32 +106,45 @@ class DeltaOp : public Op {
    private:
     int64_t pieces() const { return (stride_ + kVectors * 8 - 1) / (kVectors * 8); }
 
+    // C vectors of columns from column c of value head h, over the rows of sequence n. Two passes a row: the first reads what
+    // the memory knows of k, the second decays it, adds and answers, so that each number is read and written once a row.
     template <int C>
     void walk(const Step& s, int64_t n, int64_t h, int64_t c) const {
-        float* memory = memory_->at(s.slots[n]) + h * k_dim_ * stride_ + c;
-        if (s.begins(n))
-            for (int64_t i = 0; i < k_dim_; i++) std::fill(memory + i * stride_, memory + i * stride_ + C * 8, 0.0f);
+        constexpr int64_t kRow = C * 8;
+        float* memory = memory_->at(s.slots[n]) + (h * stride_ + c) * k_dim_;
+        if (s.begins(n)) std::fill(memory, memory + k_dim_ * kRow, 0.0f);
         for (int64_t t = s.starts[n]; t < s.starts[n + 1]; t++) {
             const float *q = s.at(in_.q, t) + h % k_heads_ * k_dim_, *k = s.at(in_.k, t) + h % k_heads_ * k_dim_;
             const float* v = s.at(in_.v, t) + h * v_dim_ + c;
-            float keep = exp_one(s.at(in_.decay, t)[h]), beta = s.at(in_.beta, t)[h];
-            f8 known[C], y[C], change[C];
-            for (int j = 0; j < C; j++) known[j] = y[j] = all(0);
-            for (int64_t i = 0; i < k_dim_; i++)
+            const float beta = s.at(in_.beta, t)[h];
+            const f8 keep = all(exp_one(s.at(in_.decay, t)[h]));
+            f8 even[C], odd[C], change[C], y[C];
+            for (int j = 0; j < C; j++) even[j] = odd[j] = y[j] = all(0);
+            auto look = [&](int64_t i, f8* known) {
+                const f8 ki = all(k[i]);
+                for (int j = 0; j < C; j++) known[j] = fma(load(memory + i * kRow + j * 8), ki, known[j]);
+            };
+            int64_t i = 0;
+            for (; i + 2 <= k_dim_; i += 2) {  // two sums a column: a multiply-add has to wait for the one before the last
+                look(i, even);
+                look(i + 1, odd);
+            }
+            if (i < k_dim_) look(i, even);
+            for (int j = 0; j < C; j++) change[j] = beta * (part(v, c, j) - keep * (even[j] + odd[j]));
+            for (i = 0; i < k_dim_; i++) {
+                const f8 ki = all(k[i]), qi = all(q[i]);
                 for (int j = 0; j < C; j++) {
-                    f8 m = load(memory + i * stride_ + j * 8) * keep;
-                    store(memory + i * stride_ + j * 8, m);
-                    known[j] = fma(m, all(k[i]), known[j]);
+                    float* at = memory + i * kRow + j * 8;
+                    const f8 m = fma(change[j], ki, load(at) * keep);
+                    store(at, m);
+                    y[j] = fma(m, qi, y[j]);
                 }
-            for (int j = 0; j < C; j++) change[j] = beta * (part(v, c, j) - known[j]);
-            for (int64_t i = 0; i < k_dim_; i++)
-                for (int j = 0; j < C; j++) {
-                    f8 m = fma(change[j], all(k[i]), load(memory + i * stride_ + j * 8));
-                    store(memory + i * stride_ + j * 8, m);
-                    y[j] = fma(m, all(q[i]), y[j]);
-                }
+            }
             float* to = s.at(out_, t) + h * v_dim_ + c;
-            for (int j = 0; j < C; j++) store_some(to + j * 8, y[j] * by_, std::min<int64_t>(8, v_dim_ - c - j * 8));
+            for (int j = 0; j < C; j++) {
+                const int64_t left = v_dim_ - c - j * 8;
+                left >= 8 ? store(to + j * 8, y[j] * by_) : store_some(to + j * 8, y[j] * by_, left);
+            }
         }
     }
 
@@ -143,6 +178,8 @@ std::unique_ptr<Op> delta(DeltaInputs in, std::shared_ptr<Slots> memory, int k_h
 
 // Few values, and log1p has no vector form here: the C library, in double.
 std::unique_ptr<Op> decay(Value x, Floats a, Floats bias, Value out) {
+    std::vector<double> rate;  // -e^a
+    for (float v : *a) rate.push_back(-std::exp(static_cast<double>(v)));
     auto f = [=](const Step& s, int64_t t) {
         const float* in = s.at(x, t);
         float* y = s.at(out, t);
@@ -150,10 +187,10 @@ std::unique_ptr<Op> decay(Value x, Floats a, Floats bias, Value out) {
             auto at = static_cast<size_t>(i);
             double z = static_cast<double>(in[i] + (*bias)[at]);
             double softplus = std::max(z, 0.0) + std::log1p(std::exp(-std::fabs(z)));
-            y[i] = static_cast<float>(-std::exp(static_cast<double>((*a)[at])) * softplus);
+            y[i] = static_cast<float>(rate[at] * softplus);
         }
     };
-    return std::make_unique<RowOp<decltype(f)>>(out, 60.0 * static_cast<double>(out.width), f);
+    return std::make_unique<RowOp<decltype(f)>>(out, 40.0 * static_cast<double>(out.width), f);
 }
 
 }  // namespace KVASIR_ISA_NS

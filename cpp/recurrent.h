@@ -29,8 +29,9 @@ std::unique_ptr<Op> conv(Value x, Floats weight, int taps, std::shared_ptr<Slots
 
 std::unique_ptr<Op> decay(Value x, Floats a, Floats bias, Value out);
 
-// memory: [v_heads, k_dim, v_stride] a slot, turned against the reference so that lanes are values and no sum runs across
-// lanes; v_stride is v_dim rounded up to whole vectors.
+// memory: [v_heads][v_dim in pieces of 32][k_dim][columns of the piece] a slot, turned against the reference so that lanes are
+// values and no sum runs across lanes. v_dim counts as rounded up to whole vectors; a task's piece is one stretch of 16 KB, which
+// stays in the first cache over its rows (with the rows of a head side by side they would fall on each other's cache sets).
 struct DeltaInputs {
     Value q, k, v, decay, beta;
 };

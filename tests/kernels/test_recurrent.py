@@ -22,7 +22,7 @@ def delta_net(k_heads: int, v_heads: int, k_dim: int, v_dim: int, taps: int = 4)
     return p
 
 
-SHAPES = [(2, 2, 16, 16), (2, 4, 16, 8), (1, 3, 10, 5), (2, 2, 32, 48), (1, 1, 8, 40)]
+SHAPES = [(2, 2, 16, 16), (2, 4, 16, 8), (1, 3, 10, 5), (2, 2, 32, 48), (1, 1, 8, 40), (1, 2, 7, 9)]
 
 
 @pytest.mark.parametrize("isa", USABLE)
@@ -32,10 +32,10 @@ def test_recurrence_equals_its_reference(shape: tuple[int, int, int, int], isa: 
 
 
 @pytest.mark.parametrize("isa", USABLE)
-@pytest.mark.parametrize("taps", [2, 3, 4])
-def test_convolution_equals_its_reference(taps: int, isa: str) -> None:
+@pytest.mark.parametrize("taps,width", [(2, 77), (3, 77), (4, 77), (4, 601)])
+def test_convolution_equals_its_reference(taps: int, width: int, isa: str) -> None:
     p = Plan("conv")
-    p.output = p.conv(p.embed("table", 50, 77), "conv", taps)
+    p.output = p.conv(p.embed("table", 50, width), "conv", taps)
     assert_close(p, [1, 2, 30, 5], isa, 1e-6, steps=5)
 
 
