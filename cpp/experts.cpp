@@ -10,7 +10,12 @@ inline namespace KVASIR_ISA_NS {
 
 namespace {
 
-enum Phase { kRoute, kGroup, kGather, kGateUp, kGlu, kDown, kCombine, kPhases };
+enum Phase { kRoute, kGroup, kGather, kInner, kDown, kCombine, kPhases };
+
+constexpr int64_t kUnit = 32;         // inner columns of a task: a block of prepared activations
+constexpr int64_t kRows = 64;         // rows of an expert that meet its columns at once
+constexpr int64_t kColumns = 256;     // the most columns at once
+constexpr int64_t kScratch = 8 << 10;  // floats of a thread's scratch for the gate, and again for up: they stay in its second cache
 
 struct Choice {
     int32_t expert;
@@ -40,8 +45,7 @@ class ExpertsOp : public Op {
             inputs_[i].rows.reserve(static_cast<size_t>(T) * stride(i));
             inputs_[i].gathered.reserve(static_cast<size_t>(n) * stride(i));
         }
-        gate_.reserve(static_cast<size_t>(n * width_) * sizeof(float));
-        up_.reserve(static_cast<size_t>(n * width_) * sizeof(float));
+        scratch_.reserve(static_cast<size_t>(s.threads * 2 * kScratch) * sizeof(float));
         inner_.reserve(static_cast<size_t>(n) * inner_stride());
         parts_.reserve(static_cast<size_t>(n * out_.width) * sizeof(float));
     }
@@ -53,23 +57,25 @@ class ExpertsOp : public Op {
             case kRoute: return {T, 100 + 2.0 * static_cast<double>(scores_.width * shape_.k) + static_cast<double>(x_.width) * 0.4};
             case kGroup: return {1, 0};
             case kGather: return {n, 20 + 0.05 * static_cast<double>(x_.width)};
-            case kGateUp: return {used * 2 * w_.gate[0].panels(), panel_ns(w_.gate[0], each)};
-            case kGlu: return {n, 20 + 1.4 * static_cast<double>(width_)};
+            case kInner: return {used * units(), 2 * kUnit / kPanel * panel_ns(w_.gate[0], each) + 1.4 * static_cast<double>(kUnit * each)};
             case kDown: return {used * w_.down[0].panels(), panel_ns(w_.down[0], each)};
             default: return {T, 20 + 0.2 * static_cast<double>(out_.width * shape_.k)};
         }
     }
 
-    void run(const Step& s, int phase, int64_t begin, int64_t end, int) override {
+    void run(const Step& s, int phase, int64_t begin, int64_t end, int thread) override {
         switch (phase) {
             case kGroup: return group(s);
-            case kGateUp: return products(begin, end, w_.gate[0].panels(), true);
-            case kDown: return products(begin, end, w_.down[0].panels(), false);
+            case kInner:
+                return by_expert(begin, end, units(), [&](int32_t e, int64_t u, int64_t v) {
+                    inner(e, u * kUnit, std::min(v * kUnit, width_), thread);
+                });
+            case kDown:
+                return by_expert(begin, end, w_.down[0].panels(), [&](int32_t e, int64_t p, int64_t q) { down(e, p, q); });
             default:
                 for (int64_t i = begin; i < end; i++) {
                     if (phase == kRoute) route(s, i);
                     if (phase == kGather) gather(i);
-                    if (phase == kGlu) activate(i);
                     if (phase == kCombine) combine(s, i);
                 }
         }
@@ -78,19 +84,18 @@ class ExpertsOp : public Op {
    private:
     size_t stride(int i) const { return activation_bytes(inputs_[i].kind, x_.width); }
     size_t inner_stride() const { return activation_bytes(inner_kind_, width_); }
+    uint8_t* inner_row(int64_t entry) const { return inner_.as<uint8_t>() + static_cast<size_t>(entry) * inner_stride(); }
     Choice* chosen(int64_t t) { return choices_.data() + t * shape_.k; }
 
     void route(const Step& s, int64_t t) {
         const float* score = s.at(scores_, t);
         const int64_t E = scores_.width;
         Choice* mine = chosen(t);
-        for (int i = 0; i < shape_.k; i++) {  // the greatest score left; a tie goes to the lower expert
-            int32_t best = -1;
-            for (int32_t e = 0; e < E; e++) {
-                bool taken = std::any_of(mine, mine + i, [e](const Choice& c) { return c.expert == e; });
-                if (!taken && (best < 0 || score[e] > score[best])) best = e;
-            }
-            mine[i].expert = best;
+        for (int32_t e = 0, n = 0; e < E; e++) {  // the k greatest so far, the greatest first; a tie goes to the lower expert
+            int i = n < shape_.k ? n++ : n;
+            if (i == shape_.k && !(score[e] > score[mine[--i].expert])) continue;
+            for (; i > 0 && score[e] > score[mine[i - 1].expert]; i--) mine[i].expert = mine[i - 1].expert;
+            mine[i].expert = e;
         }
         float top = score[mine[0].expert], total = 0, kept = 0;
         for (int i = 0; i < shape_.k; i++) kept += mine[i].weight = exp_one(score[mine[i].expert] - top);
@@ -138,46 +143,67 @@ class ExpertsOp : public Op {
                         inputs_[i].rows.as<uint8_t>() + static_cast<size_t>(row_of_[static_cast<size_t>(entry)]) * stride(i), stride(i));
     }
 
-    // Panels [begin, end) of all used experts' matrices laid end to end: each expert's gate and then its up, or its down.
-    void products(int64_t begin, int64_t end, int64_t panels, bool first_half) {
+    // Calls f(expert, from, to) for tasks [begin, end) of all used experts laid end to end, `each` an expert.
+    template <class F>
+    void by_expert(int64_t begin, int64_t end, int64_t each, F f) {
         for (int64_t i = begin; i < end;) {
-            int64_t m = i / panels, p = i % panels, q = std::min(panels, p + end - i);
-            first_half ? gate_or_up(used_[static_cast<size_t>(m / 2)], m % 2, p, q) : down(used_[static_cast<size_t>(m)], p, q);
-            i += q - p;
+            const int64_t from = i % each, to = std::min(each, from + end - i);
+            f(used_[static_cast<size_t>(i / each)], from, to);
+            i += to - from;
         }
     }
 
-    void gate_or_up(int32_t e, int64_t which, int64_t p, int64_t q) {
-        const Matrix& w = (which ? w_.up : w_.gate)[static_cast<size_t>(e)];
-        const Floats& bias = which ? b_.up : b_.gate;
-        int input = n_inputs_ == 2 ? static_cast<int>(which) : 0;
-        int64_t from = first_[static_cast<size_t>(e)], rows = first_[static_cast<size_t>(e) + 1] - from;
-        multiply(w, inputs_[input].gathered.as<uint8_t>() + static_cast<size_t>(from) * stride(input), stride(input), rows,
-                 (which ? up_ : gate_).as<float>() + from * width_, width_, bias ? bias->data() + e * width_ : nullptr,
-                 p * kPanel, std::min(q * kPanel, w.rows));
+    int64_t units() const { return (width_ + kUnit - 1) / kUnit; }
+
+    // Columns [from, to) of what expert e gives its down matrix, prepared: gate and up are multiplied, and joined while they are
+    // in the cache. `from` is a multiple of kUnit.
+    void inner(int32_t e, int64_t from, int64_t to, int thread) {
+        const int64_t first = first_[static_cast<size_t>(e)], stop = first_[static_cast<size_t>(e) + 1];
+        const int64_t at_once = std::min(kColumns, kScratch / std::min(kRows, stop - first) / kUnit * kUnit);
+        float *gate = scratch_.as<float>() + thread * 2 * kScratch, *up = gate + kScratch;
+        for (int64_t c = from; c < to; c += at_once)
+            for (int64_t r = first; r < stop; r += kRows) {
+                const int64_t columns = std::min(at_once, to - c), rows = std::min(kRows, stop - r);
+                gate_or_up(w_.gate, b_.gate, e, 0, r, rows, c, columns, gate);
+                gate_or_up(w_.up, b_.up, e, n_inputs_ - 1, r, rows, c, columns, up);
+                for (int64_t i = 0; i < rows; i++) {
+                    float *g = gate + i * columns, *u = up + i * columns;
+                    gated_row(g, u, g, columns, shape_.fn, shape_.limit);
+                    prepare(inner_kind_, g, columns, inner_row(r + i) + activation_bytes(inner_kind_, c));
+                }
+            }
+    }
+
+    // Columns [c, c + columns) of rows [r, r + rows) by one of expert e's two: y[rows, columns].
+    void gate_or_up(const std::vector<Matrix>& ws, const Floats& bias, int32_t e, int input, int64_t r, int64_t rows, int64_t c,
+                    int64_t columns, float* y) {
+        const Matrix& w = ws[static_cast<size_t>(e)];
+        multiply(w, inputs_[input].gathered.as<uint8_t>() + static_cast<size_t>(r) * stride(input), stride(input), rows, y - c,
+                 columns, bias ? bias->data() + e * width_ : nullptr, c, c + columns);
     }
 
     void down(int32_t e, int64_t p, int64_t q) {
         const Matrix& w = w_.down[static_cast<size_t>(e)];
         int64_t from = first_[static_cast<size_t>(e)], rows = first_[static_cast<size_t>(e) + 1] - from;
-        multiply(w, inner_.as<uint8_t>() + static_cast<size_t>(from) * inner_stride(), inner_stride(), rows,
+        multiply(w, inner_row(from), inner_stride(), rows,
                  parts_.as<float>() + from * out_.width, out_.width, b_.down ? b_.down->data() + e * out_.width : nullptr,
                  p * kPanel, std::min(q * kPanel, w.rows));
     }
 
-    void activate(int64_t entry) {
-        float* gate = gate_.as<float>() + entry * width_;
-        gated_row(gate, up_.as<float>() + entry * width_, gate, width_, shape_.fn, shape_.limit);
-        prepare(inner_kind_, gate, width_, inner_.as<uint8_t>() + static_cast<size_t>(entry) * inner_stride());
-    }
-
     void combine(const Step& s, int64_t t) {
+        const Choice *mine = chosen(t), *end = mine + shape_.k;
+        auto row = [&](const Choice* c) { return parts_.as<float>() + c->entry * out_.width; };
         float* y = s.at(out_, t);
-        std::fill(y, y + out_.width, 0.0f);
-        for (int i = 0; i < shape_.k; i++) {
-            const Choice& c = chosen(t)[i];
-            f8 by = all(c.weight);
-            map2(y, parts_.as<float>() + c.entry * out_.width, y, out_.width, [by](f8 sum, f8 part) { return sum + by * part; });
+        int64_t i = 0;
+        for (; i + 8 <= out_.width; i += 8) {
+            f8 sum = all(0);
+            for (const Choice* c = mine; c < end; c++) sum = sum + c->weight * load(row(c) + i);
+            store(y + i, sum);
+        }
+        for (; i < out_.width; i++) {
+            float sum = 0;
+            for (const Choice* c = mine; c < end; c++) sum += c->weight * row(c)[i];
+            y[i] = sum;
         }
     }
 
@@ -197,7 +223,7 @@ class ExpertsOp : public Op {
     std::vector<Choice> choices_;        // [T, k], by expert within a row
     std::vector<int32_t> row_of_;        // [T * k]  the row of an entry
     std::vector<int32_t> first_, used_;  // [E + 1]  first entry of an expert; the experts that have any
-    Buffer gate_, up_, inner_, parts_;
+    Buffer scratch_, inner_, parts_;
 };
 
 }  // namespace

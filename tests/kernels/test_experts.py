@@ -36,6 +36,19 @@ def test_other_shapes(k: int, n: int, ffn: int, isa: str) -> None:
     assert_close(mixture("softmax", k, n, 24, ffn), [19, 2], isa, 1e-5)
 
 
+@pytest.mark.parametrize("isa", USABLE)
+@pytest.mark.parametrize("form", ["F32", "Q8_0"])
+def test_more_rows_and_columns_than_meet_at_once(form: str, isa: str) -> None:
+    plan, memory = mixture("softmax", 1, 2, 64, 320 if form == "Q8_0" else 300), Memory(32, 2)
+    if form == "F32":
+        assert_close(plan, [90, 101], isa, 1e-5)
+    weights, outputs = weights_for(plan, form=form), []
+    for steps in ([[(0, 170)]], [[(0, 1)], [(0, 67)], [(0, 102)]]):
+        program = backend(isa, len(steps)).compile(plan, weights, memory)
+        outputs.append(Sequences([170], 50, memory).run(program, steps))
+    assert np.array_equal(*outputs)
+
+
 def test_ties_go_to_the_lower_expert() -> None:
     plan, memory = mixture("softmax", k=2), Memory(4)
     weights = weights_for(plan)
