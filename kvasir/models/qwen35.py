@@ -86,21 +86,21 @@ def full_layers(c: Config, m: Dims) -> list[bool]:
 
 
 def gated_attention(p: Plan, m: Dims, x: Value, r: Rotation) -> Value:
-    gate = p.act(p.linear(x, "attn_q_gate", m.heads * m.d, split=True), "sigmoid")
+    gate = p.linear(x, "attn_q_gate", m.heads * m.d, split=True)
     q, k, v = b.qkv(p, m, x)
     q, k = b.turned(p, m, *b.normed(p, m, q, k), r)
-    return p.linear(p.mul(b.attend(p, m, q, k, v), gate), "attn_output", m.width)
+    y = b.attend(p, m, q, k, v)
+    return p.linear(p.mul(y, p.act(gate, "sigmoid")), "attn_output", m.width)
 
 
 def delta_net(p: Plan, m: Dims, x: Value, n: Heads) -> Value:
     keys, values = n.k * n.k_dim, n.v * n.v_dim
-    mixed = p.act(p.conv(p.linear(x, "attn_qkv", 2 * keys + values), "ssm_conv1d", n.taps), "silu")
-    q, k, v = p.split(mixed, keys, keys, values)
-    beta = p.act(p.linear(x, "ssm_beta", n.v), "sigmoid")
-    decay = p.decay(p.linear(x, "ssm_alpha", n.v), "ssm_a", "ssm_dt.bias")
+    mixed, gate = p.linear(x, "attn_qkv", 2 * keys + values), p.linear(x, "attn_gate", values)
+    beta, alpha = p.linear(x, "ssm_beta", n.v), p.linear(x, "ssm_alpha", n.v)
+    q, k, v = p.split(p.act(p.conv(mixed, "ssm_conv1d", n.taps), "silu"), keys, keys, values)
+    beta, decay = p.act(beta, "sigmoid"), p.decay(alpha, "ssm_a", "ssm_dt.bias")
     y = p.delta(p.l2norm(q, n.k), p.l2norm(k, n.k), v, decay, beta, n.k, n.v)
-    y = p.glu(p.linear(x, "attn_gate", values), p.norm(y, "ssm_norm", m.eps, n.v))
-    return p.linear(y, "ssm_out", m.width)
+    return p.linear(p.glu(gate, p.norm(y, "ssm_norm", m.eps, n.v)), "ssm_out", m.width)
 
 
 # -- recipes --------------------------------------------------------------------------------------
