@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvasir.errors import Bug, UsageError
+from kvasir.structured import Constraint, StructuredOutputsParams
 
 Floats = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -47,6 +48,7 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -65,6 +67,8 @@ class SamplingParams:
             raise UsageError("stop must hold texts that are not empty")
         if not all(_is_int(t) and t >= 0 for t in self.stop_token_ids):
             raise UsageError("stop_token_ids must hold token ids (integers from 0)")
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise UsageError("structured_outputs must be a StructuredOutputsParams")
         for token, bias in self.logit_bias.items():
             if not _is_int(token) or token < 0 or not isinstance(bias, int | float) or not abs(bias) <= 100:
                 raise UsageError(
@@ -75,6 +79,11 @@ class SamplingParams:
     def stops(self) -> tuple[str, ...]:
         assert isinstance(self.stop, tuple)
         return self.stop
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The form that the answer must have."""
+        return self.structured_outputs.constraint if self.structured_outputs else None
 
 
 RANGES: tuple[tuple[str, float, float, bool], ...] = (

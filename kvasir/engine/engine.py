@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
@@ -17,9 +18,11 @@ from kvasir.chat import FinishReason, TokenLogprob
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.cost import StepCost
 from kvasir.engine.drafts import Drafter, NgramDrafter, Speculation
+from kvasir.engine.masks import Masks, permit
 from kvasir.engine.scheduler import Part, Scheduler
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import UsageError
+from kvasir.grammar.guide import Allowed, Guide
 from kvasir.sampling import SamplingParams, logprobs, uniform
 
 STEP_TOKENS = 512  # rows a step at most: long enough to be limited by arithmetic, short enough to share
@@ -27,12 +30,15 @@ STEP_TOKENS = 512  # rows a step at most: long enough to be limited by arithmeti
 
 @dataclass(frozen=True)
 class Token:
-    """What a step gave a sequence: its next token, and whether that was the last."""
+    """What a step gave a sequence: its next token, and whether that was the last.  With `error` there is no
+    token (-1): the answer could not be held to its constraint any further.
+    """
 
     sequence: Sequence
     token_id: int
     finished: FinishReason | None
     logprob: TokenLogprob | None = None
+    error: UsageError | None = None
 
 
 class Engine:
@@ -58,6 +64,7 @@ class Engine:
         self.eos_ids = frozenset(i for i in eos_ids if i < self.n_vocab)
         self.pool = BlockPool(memory.n_blocks)
         self.cost = StepCost()
+        self.masks = Masks()
         self.scheduler = Scheduler(
             self.pool,
             memory.n_slots if slotted else 0,
@@ -93,8 +100,9 @@ class Engine:
         *,
         tenant: str = "",
         priority: int = 0,
+        guide: Guide | None = None,
     ) -> Sequence:
-        """A new sequence, checked and not yet added.
+        """A new sequence, checked and not yet added.  `guide` holds its answer to a form.
 
         Raises UsageError when the prompt is empty, leaves no room for an answer, or names tokens out of
         range.
@@ -120,12 +128,19 @@ class Engine:
             n_truncated=n_truncated,
             tenant=tenant,
             priority=priority,
+            guide=guide,
         )
 
     @property
     def n_vocab(self) -> int:
         """Token ids that the model reads."""
         return self.program.plan.n_vocab
+
+    @property
+    def n_logits(self) -> int:
+        """Token ids that the model may write."""
+        assert self.program.plan.output is not None
+        return self.program.plan.output.width
 
     def add(self, sequence: Sequence) -> None:
         """Queues it.  Raises CapacityError when the cache could never hold it."""
@@ -149,6 +164,7 @@ class Engine:
             self.program.copy_slot(source, target)
         self.scheduler.copies.clear()
         parts = self._with_drafts(parts)
+        masks = self.masks.start(parts)  # computed while the step runs
         begun = perf_counter()
         output = self.program.step(self._batch(parts))
         self.cost.observe(sum(p.n_rows for p in parts), perf_counter() - begun)
@@ -156,7 +172,8 @@ class Engine:
         for part in parts:
             part.sequence.computed(part.count)
             if part.sequence.n_pending == 0:
-                found += self._verify(part, output[first : first + 1 + len(part.drafts)])
+                rows = output[first : first + 1 + len(part.drafts)]
+                found += self._verify(part, rows, masks.get(part.sequence))
                 first += 1 + len(part.drafts)
             if part.sequence.finished is None:
                 self._keep(part.sequence)
@@ -176,17 +193,22 @@ class Engine:
             if room:
                 wanted.append((sequence, room))
         guesses = self.speculation.drafter.propose(wanted)
-        drafts = {s: tuple(g[:n]) for (s, n), g in zip(wanted, guesses, strict=True)}
+        drafts = {s: s.allowed(g)[:n] for (s, n), g in zip(wanted, guesses, strict=True)}
         return [replace(p, drafts=drafts.get(p.sequence, ())) for p in parts]
 
-    def _verify(self, part: Part, rows: Floats) -> list[Token]:
+    def _verify(self, part: Part, rows: Floats, masks: Future[list[Allowed]] | None) -> list[Token]:
         """The tokens that the rows of a part give: one after the known tokens, and one after each draft as
         long as the drafts are what was chosen.
         """
         sequence, found = part.sequence, list[Token]()
-        for row, draft in zip(rows, (*part.drafts, None), strict=True):
-            found.append(self._extend(sequence, row))
-            if found[-1].finished or found[-1].token_id != draft:
+        try:
+            allowed = masks.result() if masks else [None] * len(rows)
+        except UsageError as error:
+            self.finish(sequence, "abort")
+            return [Token(sequence, -1, "abort", error=error)]
+        for n, (row, draft) in enumerate(zip(rows, (*part.drafts, None), strict=True), 1):
+            found.append(self._extend(sequence, row, allowed[n - 1]))
+            if found[-1].finished or found[-1].token_id != draft or n == len(allowed):
                 break
             sequence.computed(1)
         if part.drafts and self.speculation:
@@ -260,9 +282,9 @@ class Engine:
             logit_rows=np.asarray(wanted, np.int32),
         )
 
-    def _extend(self, sequence: Sequence, row: Floats) -> Token:
-        """Chooses the sequence's next token from its logits [V] and appends it; says whether it is the
-        last.
+    def _extend(self, sequence: Sequence, row: Floats, allowed: Allowed | None) -> Token:
+        """Chooses the sequence's next token from its logits [V], one of those `allowed`, and appends it; says
+        whether it is the last.
         """
         params, position = sequence.params, len(sequence.tokens)
         own = logprobs(row) if params.logprobs is not None else None
@@ -270,15 +292,18 @@ class Engine:
         for token, bias in params.logit_bias.items():
             logits[token] += bias
         ends = (self.eos_ids if not params.ignore_eos else frozenset()) | frozenset(params.stop_token_ids)
-        if sequence.n_generated < params.min_tokens:
-            logits[list(ends)] = -np.inf
+        unwanted = ends if sequence.n_generated < params.min_tokens else frozenset()
+        if allowed is not None:
+            permit(logits, allowed, unwanted | (self.eos_ids if params.ignore_eos else frozenset()))
+        elif unwanted:
+            logits[list(unwanted)] = -np.inf
         back = params.repeat_last_n
         recent = sequence.tokens if back < 0 else sequence.tokens[-back:] if back else []
         drawn = uniform(sequence.seed, sequence.index, position) if params.temperature else 0.0
         token_id = self.program.choose(logits, recent, params, drawn)
         sequence.append(token_id)
         reason: FinishReason | None = None
-        if token_id in ends:
+        if token_id in ends or (sequence.guide and (sequence.guide.complete or token_id in self.eos_ids)):
             reason = "stop"
         elif len(sequence.tokens) >= sequence.limit or sequence.n_generated == params.max_tokens:
             reason = "length"

@@ -8,6 +8,7 @@ from time import perf_counter
 from kvasir.backends.base import BLOCK
 from kvasir.chat import FinishReason, Metrics
 from kvasir.engine.radix import Node
+from kvasir.grammar.guide import Guide
 from kvasir.sampling import SamplingParams
 
 
@@ -38,6 +39,7 @@ class Sequence:
     n_filed: int = 0
     node: Node | None = None
     snapshot: Node | None = None  # after which the newest state of its answer is kept
+    guide: Guide | None = None  # what the answer is held to
     blocks: list[int] = field(default_factory=list)
     slot: int = -1
     finished: FinishReason | None = None
@@ -74,6 +76,13 @@ class Sequence:
         if self.params.max_tokens is not None:
             left = min(left, self.params.max_tokens - self.n_generated)
         return left - 1
+
+    def allowed(self, drafts: list[int]) -> tuple[int, ...]:
+        """Guesses that may be right: what its constraint forces, else as many of `drafts` as it allows."""
+        if not self.guide:
+            return tuple(drafts)
+        likely = self.guide.forced() or drafts
+        return tuple(likely[: self.guide.valid_prefix(likely)])
 
     def begin(self, slot: int, path: list[Node]) -> None:
         """Admitted: `slot` holds its recurrent state (-1 where the plan has none); `path` is known
@@ -112,6 +121,8 @@ class Sequence:
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)
+        if self.guide:
+            self.guide.accept(token_id)
         self.last_at = perf_counter()
         self.first_at = self.first_at or self.last_at
 

@@ -21,6 +21,7 @@ from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine, Token
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import Bug, CapacityError, KvasirError, UsageError
+from kvasir.grammar.compile import Grammars
 from kvasir.models import build
 from kvasir.plan import Plan
 from kvasir.runner.inspect import ModelInfo, info
@@ -61,6 +62,7 @@ class Model:
     def __init__(self, info: ModelInfo, prompter: Prompter, engine: Engine, load_s: float):
         self.info, self.prompter, self.load_s = info, prompter, load_s
         self._engine = engine
+        self._grammars = Grammars(prompter.tokenizer, engine.n_logits, engine.eos_ids)
         self._answers: dict[Sequence, _Answer] = {}
         self._inbox, self._changed = _Inbox(), threading.Condition()
         self._step_lock = threading.Lock()
@@ -129,19 +131,21 @@ class Model:
         limit = self._engine.limit(request.max_context)
         tokens, n_truncated = self.prompter.tokens(request, limit)
         stream = Stream(request.params.n, tuple(tokens), self._cancel, n_truncated)
-        skip, params = request.params.skip_special_tokens, request.params
+        skip, params, form = request.params.skip_special_tokens, request.params, request.params.constraint
+        think = request.think if request.messages else bool(request.think)  # a bare text asks for no thought
         answers = []
         for index in range(params.n):
+            guide = self._grammars.guide(form, tokens, think) if form else None
             sequence = self._engine.sequence(
                 tokens, params, request.max_context, index, n_truncated,
-                tenant=request.tenant, priority=request.priority,
+                tenant=request.tenant, priority=request.priority, guide=guide,
             )  # fmt: skip
             text = TextStream(
                 self.prompter.tokenizer,
                 params.stops,
                 params.include_stop_str_in_output,
                 skip,
-                bool(request.messages),
+                bool(request.messages) and form is None,  # a constrained answer has no space but its own
             )
             answers.append(_Answer(sequence, text, stream))
         with self._changed:
@@ -183,6 +187,7 @@ class Model:
         if self._thread is not threading.current_thread():
             self._thread.join()
         self.prompter.close()
+        self._grammars.close()
 
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for.  Only while idle."""
@@ -227,9 +232,14 @@ class Model:
 
     def _deliver(self, token: Token) -> None:
         answer = self._answers.get(token.sequence)
-        if answer is None:  # a stop string ended it in the middle of a step's tokens
+        if answer is None:  # a stop string ended it in the middle of a step's tokens, or its request failed
             return
-        last = token.finished == "stop" and token.token_id not in token.sequence.params.stop_token_ids
+        if token.error:
+            answer.stream.put(token.error)
+            self._abort(lambda a: a.stream is answer.stream, tell=False)
+            return
+        ends = self._engine.eos_ids - frozenset(token.sequence.params.stop_token_ids)
+        last = token.finished == "stop" and token.token_id in ends
         text = "" if last else answer.text.push(token.token_id)
         reason, stop_reason = token.finished, None
         if answer.text.stopped is not None:

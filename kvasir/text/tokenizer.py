@@ -85,6 +85,10 @@ class Tokenizer:
             known = self._bytes[token_id] = self._spell(token_id)
         return known
 
+    def spellings(self) -> list[bytes]:
+        """The bytes of every token."""
+        return [self.token_bytes(i) for i in range(self.n_vocab)]
+
     def special(self, token_id: int) -> bool:
         """True for a control token: a marker for the model, not text."""
         return token_id in self._vocab.special

@@ -1,0 +1,245 @@
+"""Constraints made ready for one model's vocabulary, and kept for those who come with the same one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kvasir.errors import CapacityError, UsageError
+from kvasir.grammar.gbnf import lark_of
+from kvasir.grammar.guide import Ends, Guide, reason
+from kvasir.grammar.thinking import Thinking
+from kvasir.structured import Constraint
+from kvasir.text.tokenizer import Tokenizer
+
+CHECK_S = 3.0
+START_S = 20.0
+MAX_KEPT = 32
+# What one grammar may cost: work for the first state, work a token, states and symbols kept.
+LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 50_000,
+    "max_lexer_states": 100_000,
+    "max_grammar_size": 300_000,
+    "verbose_errors": False,
+}
+# Between the parts of a JSON text.  Bounded: a model may otherwise write spaces until its context is full.
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,24}"
+JSON_OPTIONS = {
+    "item_separator": ",",
+    "key_separator": ":",
+    "whitespace_flexible": True,
+    "whitespace_pattern": WHITESPACE,
+    "coerce_one_of": False,
+    "lenient": False,
+}
+
+
+@cache
+def library() -> Any:
+    """llguidance, loaded at the first constraint: it costs 0.1 s that no other start should pay."""
+    return importlib.import_module("llguidance")
+
+
+class Grammars:
+    """The constraints of one model (mutable, thread-safe).
+
+    `n_vocab` is the width of its logits.  The vocabulary is handed over at the first constraint.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, n_vocab: int, eos_ids: frozenset[int]):
+        self._tokenizer, self._ends = tokenizer, Ends(n_vocab, frozenset(i for i in eos_ids if i < n_vocab))
+        self._lock = threading.Lock()
+        self._vocabulary: Any = None
+        self._thinking: Thinking | None = None
+        self._kept: OrderedDict[Constraint, Any] = OrderedDict()
+        self._checker = Checker()
+
+    def guide(self, constraint: Constraint, prompt: Sequence[int], think: bool | str | None) -> Guide:
+        """A guide for one answer to `prompt`.  Compiles, so: not on a thread that others wait for.
+
+        Raises UsageError with the reason for what does not compile, costs too much or allows no answer.
+        """
+        fresh = self._compiled(constraint).deep_copy()
+        state = self._thinking.after(prompt, self._tokenizer) if self._thinking else "closed"
+        if state == "may" and think is False:
+            state = "closed"
+        return Guide(
+            fresh, self._ends, constraint.noun, self._thinking, state, lambda: self._renewed(constraint)
+        )
+
+    def close(self) -> None:
+        """Ends the process that checks; a later constraint starts it again."""
+        self._checker.close()
+
+    def _compiled(self, constraint: Constraint) -> Any:
+        with self._lock:
+            if constraint in self._kept:
+                self._kept.move_to_end(constraint)
+                return self._kept[constraint]
+        made = self._compile(constraint)
+        with self._lock:
+            self._kept[constraint] = made
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+    def _compile(self, constraint: Constraint) -> Any:
+        source = source_of(constraint)
+        ours = constraint.kind in ("json", "choice")
+        if fault := "" if ours else self._checker.fault(source):
+            raise UsageError(f"{constraint.noun} is refused: {reason(fault)}")
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = vocabulary(self._tokenizer, self._ends)
+                self._thinking = Thinking.of(self._tokenizer)
+        made = self._native(source)
+        if made.is_error():
+            raise UsageError(f"{constraint.noun} is refused: {reason(made.get_error())}")
+        try:
+            first = Guide(made.deep_copy(), self._ends, constraint.noun).allowed()
+        except UsageError:
+            raise UsageError(f"{constraint.noun} allows no answer that this model can write") from None
+        first[list(self._ends.ids)] = False
+        if not first.any():
+            raise UsageError(f"{constraint.noun} allows no answer but an empty one")
+        return made
+
+    def _native(self, source: str) -> Any:
+        limits = library().LLParserLimits(**LIMITS)
+        return library().LLMatcher(self._vocabulary, source, log_level=0, limits=limits)
+
+    def _renewed(self, constraint: Constraint) -> Any:
+        """A matcher that shares nothing with others; nor will those that come from now on."""
+        with self._lock:
+            self._kept.pop(constraint, None)
+        return self._native(source_of(constraint))
+
+
+def source_of(constraint: Constraint) -> str:
+    """The constraint as llguidance takes it.  Raises UsageError."""
+    matcher, text = library().LLMatcher, constraint.text
+    try:
+        if constraint.kind in ("json", "schema"):
+            schema = text or '{"type": "object"}'
+            made = matcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
+        elif constraint.kind == "regex":
+            made = matcher.grammar_from_regex(text)
+        elif constraint.kind == "choice":
+            one_of = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in constraint.choices)
+            made = matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {one_of}")
+        else:
+            made = matcher.grammar_from_lark(lark_of(text) if constraint.kind == "gbnf" else text)
+    except ValueError as error:
+        raise UsageError(f"{constraint.noun} is refused: {reason(str(error))}") from None
+    return str(made)
+
+
+def vocabulary(tokenizer: Tokenizer, ends: Ends) -> Any:
+    """llguidance's tokenizer: the bytes of each token; markers are no text and match no text."""
+    return library().LLTokenizer(_Spelled(tokenizer, ends), n_vocab=ends.n_native, eos_token=ends.native_ids)
+
+
+class _Spelled:
+    """What llguidance's LLTokenizer asks of a tokenizer."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer, ends: Ends):
+        n_vocab = min(tokenizer.n_vocab, ends.n_vocab)
+        self.tokens = tokenizer.spellings()[:n_vocab] + [b""] * (ends.n_native - n_vocab)
+        self.special_token_ids = sorted({i for i in range(n_vocab) if tokenizer.special(i)} | ends.ids)
+        self.eos_token_id = ends.native_ids[0]
+        self.bos_token_id = tokenizer.bos_id if (tokenizer.bos_id or 0) < n_vocab else None
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special=False, parse_special=False)
+
+
+class Checker:
+    """The process of check.py (mutable, thread-safe): starts at the first check, ends when too slow."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def fault(self, source: str) -> str:
+        """What is wrong with a grammar, empty if nothing is."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._end()
+            fresh = self._process is None
+            process = self._process = self._process or _start()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                if fresh:
+                    self._ask(process, json.dumps(LIMITS), START_S)
+                return self._ask(process, source, CHECK_S)
+            except TimeoutError:
+                self._end()
+                return f"it takes over {CHECK_S:.0f} s to compile"
+            except (OSError, EOFError):
+                self._end()
+                return "it is too deep or too large to compile"
+            except BaseException:
+                self._end()
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _ask(self, process: subprocess.Popen[bytes], source: str, seconds: float) -> str:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None and stdout is not None
+        deadline, answer = time.monotonic() + seconds, b""
+        stdin.write(json.dumps(source).encode() + b"\n")
+        stdin.flush()
+        while not answer.endswith(b"\n"):
+            if not select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            piece = os.read(stdout.fileno(), 1 << 16)
+            if not piece:
+                raise EOFError
+            answer += piece
+        return str(json.loads(answer))
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    continue
+        self._process.wait()
+        self._process = None
+
+
+def _start() -> subprocess.Popen[bytes]:
+    wanted = ("PYTHONPATH", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("check.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in wanted if name in os.environ},
+            start_new_session=True,  # Ctrl-C in the terminal is not for it
+        )
+    except OSError as error:
+        raise CapacityError(f"the process that checks grammars does not start: {error}") from None
