@@ -1,7 +1,8 @@
-"""The mean of several checkpoints' weights: `python -m training.average A.pt B.pt --into training/out/mead.pt`.
+"""The mean of several checkpoints' weights: `python -m training.average A.pt B.pt --into mead.pt`.
 
 Checkpoints of one run, taken at the ends of two descents of the learning rate, err in different places; their
-mean does better on questions in new words than either.  Source: stochastic weight averaging, arXiv 1803.05407.
+mean does better on questions in new words than either.  Source: stochastic weight averaging, arXiv
+1803.05407.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def average(paths: list[Path], into: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--into", type=Path, required=True)
     args = parser.parse_args()
