@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from kvasir.sampling import SamplingParams  # noqa: PLC0415
 
         return SamplingParams
+    if name == "StructuredOutputsParams":
+        from kvasir.structured import StructuredOutputsParams  # noqa: PLC0415
+
+        return StructuredOutputsParams
     raise AttributeError(f"module 'kvasir' has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeGuard
 
 from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, Metrics, TokenLogprob, ToolCall
@@ -13,8 +13,10 @@ from kvasir.errors import UsageError
 from kvasir.runner.model import Model
 from kvasir.runner.stream import Stream
 from kvasir.sampling import SamplingParams
+from kvasir.structured import StructuredOutputsParams
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
+FORMS = tuple(field.name for field in fields(StructuredOutputsParams))
 PROGRESS_FROM = 2  # prompts: from here on a progress bar is worth its line
 
 
@@ -101,7 +103,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """The answers to prompts, in their order: texts used as they are, or lists of token ids.
 
-        Sampling parameters come as one object, one for each prompt, or as plain keywords.
+        Sampling parameters come as one object, one for each prompt, or as plain keywords; the fields of
+        StructuredOutputsParams may stand among these: `regex="[0-9]+"`.
         Raises UsageError, CapacityError before anything is computed.
         """
         many = _prompts(prompts)
@@ -172,8 +175,14 @@ class LLM:
         if given is not None and wishes:
             raise UsageError(f"give sampling_params or keywords, not both: {', '.join(wishes)}")
         if given is None:
+            form = {name: wishes[name] for name in FORMS if wishes.get(name) is not None}
+            rest = {name: wish for name, wish in wishes.items() if name not in FORMS}
+            if form and rest.get("structured_outputs") is not None:
+                raise UsageError(f"give structured_outputs or {', '.join(form)}, not both")
+            if form:
+                rest["structured_outputs"] = StructuredOutputsParams(**form)
             try:
-                given = SamplingParams(**wishes)
+                given = SamplingParams(**rest)
             except TypeError as e:
                 raise UsageError(f"sampling parameters: {e}", hint="see kvasir.SamplingParams") from None
         many = [given] * count if isinstance(given, SamplingParams) else list(given)

@@ -124,6 +124,23 @@ def schema(given: object) -> Constraint:
     return Constraint("schema", text)
 
 
+def ollamas(form: object) -> StructuredOutputsParams | None:
+    """Ollama's `format`: "json", or a JSON schema; null and "" ask for nothing.  Raises UsageError."""
+    if form is None or form == "":
+        return None
+    if form != "json" and not isinstance(form, dict):
+        raise UsageError('invalid format: it must be "json" or a JSON schema')
+    try:
+        return (
+            StructuredOutputsParams(json_object=True)
+            if form == "json"
+            else StructuredOutputsParams(json=form)
+        )
+    except UsageError as error:
+        reason = error.message.removeprefix("structured_outputs.json: ")
+        raise UsageError(f"invalid format: {reason}", hint=error.hint) from None
+
+
 def grammar(text: object) -> Constraint:
     """A grammar: GBNF where a line defines a rule by ::=, else Lark.  Raises UsageError."""
     if not isinstance(text, str):

@@ -20,6 +20,7 @@ from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, Metrics, T
 from kvasir.durations import keep_alive_s
 from kvasir.errors import UsageError
 from kvasir.sampling import SamplingParams
+from kvasir.structured import StructuredOutputsParams, ollamas
 
 ROLES = ("system", "user", "assistant", "tool")
 THINK_LEVELS = ("low", "medium", "high", "max")
@@ -113,6 +114,7 @@ class Asked:
     think: bool | str | None = None
     truncate: bool = False
     logprobs: int | None = None
+    form: StructuredOutputsParams | None = None
     needs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -122,7 +124,7 @@ class Asked:
 
     @property
     def params(self) -> SamplingParams:
-        return replace(self.options.params, logprobs=self.logprobs)
+        return replace(self.options.params, logprobs=self.logprobs, structured_outputs=self.form)
 
 
 def parse_generate(raw: bytes) -> Asked:
@@ -309,6 +311,7 @@ def _common(body: Common, warnings: tuple[str, ...]) -> dict[str, Any]:
         "think": body.think,
         "truncate": bool(body.truncate),
         "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+        "form": ollamas(body.format),
         "warnings": (*warnings, *options.warnings),
     }
 
@@ -327,10 +330,6 @@ def _refuse(body: Common) -> None:
         raise UsageError(
             f"think must be a boolean or one of {', '.join(THINK_LEVELS)}, got {short(body.think)}"
         )
-    if body.format not in (None, ""):
-        if body.format != "json" and not isinstance(body.format, dict):
-            raise UsageError('invalid format: it must be "json" or a JSON schema')
-        raise UsageError("format is not supported yet: answers cannot be held to a format")
     if body.shift:
         raise UsageError("shift is not supported: an answer ends when the context is full")
     if body.debug_render_only:

@@ -169,13 +169,24 @@ class Streaming(Response):
 
     async def _work(self, send: Send) -> None:
         async with self._house.residents.use(self._target, self._asked.keep_alive_s) as held:
-            stream = await self._house.in_thread(lambda: submit(self._asked, held.model))
+            stream = await self._submitted(held)
             if self._asked.truncate:
                 self.headers["x-kvasir-truncated"] = str(stream.n_truncated)
             try:
                 await (self._lines if self._asked.stream else self._whole)(held, stream, send)
             finally:
                 stream.cancel()
+
+    async def _submitted(self, held: Held) -> Answer:
+        """The answer to the request.  Checking it takes time (a schema is compiled); if the client leaves
+        meanwhile, what comes of it is cancelled.
+        """
+        checking = asyncio.ensure_future(self._house.in_thread(lambda: submit(self._asked, held.model)))
+        try:
+            return await asyncio.shield(checking)
+        except asyncio.CancelledError:
+            checking.add_done_callback(forget)
+            raise
 
     async def _lines(self, held: Held, stream: Answer, send: Send) -> None:
         """One NDJSON line an event.  An error before the first has a status; a later one is a line."""
@@ -209,6 +220,12 @@ class Streaming(Response):
 
     def _reply(self, held: Held) -> Reply:
         return Reply(self._asked, held.load_s, held.model.prompter.tokenizer.token_bytes)
+
+
+def forget(checked: asyncio.Future[Answer]) -> None:
+    """Cancels an answer that nobody waits for any more, if it came to one."""
+    if not checked.cancelled() and checked.exception() is None:
+        checked.result().cancel()
 
 
 def called(info: ModelInfo, name: str) -> ModelInfo:

@@ -9,6 +9,7 @@ from kvasir.chat import ChatRequest, Finished, Metrics
 from kvasir.cli.terminal import Waiting, Writer
 from kvasir.durations import go_duration
 from kvasir.runner.model import Model
+from kvasir.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,15 @@ def eight_lines(metrics: Metrics, load_s: float) -> str:
     return "".join(f"{name:<21} {told[name]}\n" for name in order if name in told)
 
 
-def sum_up(said: Said, load_s: float, verbose: bool, asked_length: int | None) -> None:
+def sum_up(said: Said, load_s: float, verbose: bool, params: SamplingParams) -> None:
     """Says on standard error what the text does not show: timings, and that the context was full."""
     if said.finished is None:
         return
-    if said.finished.reason == "length" and asked_length is None:
+    if said.finished.reason == "length" and params.max_tokens is None:
         print("(the context is full)", file=sys.stderr)
+    if said.finished.reason == "length" and params.constraint:
+        n_tokens = said.finished.metrics.n_generated
+        print(f"(cut after {n_tokens:,} tokens: the answer is not whole)", file=sys.stderr)
     if verbose:
         sys.stderr.write("\n" + eight_lines(said.finished.metrics, load_s))
         sys.stderr.flush()

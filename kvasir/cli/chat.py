@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from kvasir.cli.terminal import Waiting, Writer, width_of
 from kvasir.errors import KvasirError, UsageError
 from kvasir.runner.model import Model
 from kvasir.settings import Settings
+from kvasir.structured import StructuredOutputsParams
 
 PLACEHOLDER = "Send a message (/? for help)"
 FENCE = '"""'
@@ -49,6 +51,8 @@ Available Commands:
   /set nowordwrap        Do not
   /set verbose           Show timings after answers
   /set quiet             Do not
+  /set format json       Answer in JSON
+  /set noformat          Answer as the model likes
   /set think [level]     Let the model think first
   /set nothink           Do not
 """
@@ -131,6 +135,7 @@ class Chat:
         self.messages: list[Message] = []
         self.system, self.raw = "", False
         self.think: bool | str | None = None
+        self.form: StructuredOutputsParams | None = None
         self.verbose, self.wrap = False, True
         self._loaded: Model | None = None  # by /load; ours to close
         self._keyboard: Keyboard | None = None
@@ -201,23 +206,24 @@ class Chat:
 
     def _say(self, text: str) -> None:
         options = parse_options(self.given)
+        params = replace(options.params, structured_outputs=self.form)
         plain = self.raw or self.model.prompter.template is None
         asked = [*self.messages, Message("user", text)]
         start = [Message("system", self.system)] if self.system else []
         request = ChatRequest(
-            params=options.params,
+            params=params,
             messages=() if plain else (*start, *asked),
             prompt=text if plain else None,
             think=self.think,
             max_context=options.max_context,
         )
-        writer = Writer(sys.stdout, width_of(sys.stdout) if self.wrap else None)
+        writer = Writer(sys.stdout, width_of(sys.stdout) if self.wrap and not self.form else None)
         try:
             said = answer(self.model, request, writer, Waiting("thinking"))
         except UsageError as error:
             raise UsageError(error.message, hint="/clear forgets the conversation") from None
         self.messages = [*asked, Message("assistant", said.text)]
-        sum_up(said, 0.0, self.verbose, options.params.max_tokens)
+        sum_up(said, 0.0, self.verbose, params)
         print()
 
     # -- slash commands ---------------------------------------------------------------------------
@@ -263,7 +269,12 @@ class Chat:
             self.system = text.partition(" ")[2].strip().strip('"')
             print("Set system message.\n")
         elif what in ("format", "noformat"):
-            raise UsageError("/set format is not supported yet")
+            if what == "format" and rest[1:] != ["json"]:
+                raise UsageError(
+                    "/set format takes json", hint="`kvasir run MODEL --format FILE` takes a schema"
+                )
+            self.form = StructuredOutputsParams(json_object=True) if what == "format" else None
+            print(f"Set format to '{rest[1]}' mode.\n" if self.form else "Disabled format.\n")
         elif what in told:
             self._switch(what, rest[1:])
             print(told[what] + "\n")

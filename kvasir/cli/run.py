@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from kvasir.api.options import NUMBERS, Options, parse_options
@@ -17,6 +19,7 @@ from kvasir.durations import keep_alive_s
 from kvasir.errors import UsageError
 from kvasir.runner.model import Model
 from kvasir.settings import Settings
+from kvasir.structured import MAX_BYTES, StructuredOutputsParams, ollamas
 
 THINK: dict[str, bool | str] = {
     "true": True,
@@ -30,6 +33,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
     """Runs the command.  Raises KvasirError."""
     values = parser().read(_think_with_value(words))
     options = parse_options(_given(values))
+    options = replace(options, params=replace(options.params, structured_outputs=form_of(values.format)))
     think = _checked(values)
     prompt = _prompt(values)
     if prompt is None and not sys.stdin.isatty():
@@ -87,7 +91,7 @@ def parser() -> Parser:
     it.add_argument(
         "--keepalive", metavar="DURATION", help="taken for Ollama's sake; the model goes with the program"
     )
-    it.add_argument("--format", help=argparse.SUPPRESS)
+    it.add_argument("--format", metavar="FORM", help="answer in JSON: `json`, or a file with a JSON schema")
     it.add_argument("--hidethinking", action="store_true", help=argparse.SUPPRESS)
     return it
 
@@ -112,8 +116,8 @@ def _given(values: argparse.Namespace) -> dict[str, Any]:
 
 def _checked(values: argparse.Namespace) -> bool | str | None:
     """The value of --think.  Raises UsageError for it and for options that are known and not there yet."""
-    if values.format or values.hidethinking:
-        raise UsageError(f"--{'format' if values.format else 'hidethinking'} is not supported yet")
+    if values.hidethinking:
+        raise UsageError("--hidethinking is not supported yet")
     if values.keepalive is not None:
         keep_alive_s(values.keepalive)
     if values.raw and values.system:
@@ -123,6 +127,26 @@ def _checked(values: argparse.Namespace) -> bool | str | None:
     if values.think not in THINK:
         raise UsageError(f"--think={values.think[:40]} is unknown", hint=f"it is one of {', '.join(THINK)}")
     return THINK[values.think]
+
+
+def form_of(given: str | None) -> StructuredOutputsParams | None:
+    """What --format asks for: `json`, a schema, or a file with one.  Raises UsageError."""
+    if given is None or given.strip() in ("", "json"):
+        return ollamas(given.strip() if given else None)
+    if given.lstrip().startswith("{"):
+        return StructuredOutputsParams(json=given)
+    try:
+        with Path(given).expanduser().open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--format {given[:60]!r} is neither `json` nor a file with a JSON schema that can be read",
+            hint=getattr(error, "strerror", None) or "it is not UTF-8",
+        ) from None
+    try:
+        return StructuredOutputsParams(json=text)
+    except UsageError as error:
+        raise UsageError(f"--format {given[:60]!r}: {error.message.partition(': ')[2]}") from None
 
 
 def _prompt(values: argparse.Namespace) -> str | None:
@@ -161,9 +185,10 @@ def _once(
         print(json.dumps(model.embed([prompt])[0]))
         return 0
     request = first_request(model, options, prompt, values.system or "", values.raw, think)
-    writer = Writer(sys.stdout, None if values.nowordwrap else width_of(sys.stdout))
+    whole = values.nowordwrap or options.params.constraint is not None
+    writer = Writer(sys.stdout, None if whole else width_of(sys.stdout))
     said = answer(model, request, writer, waiting)
-    sum_up(said, model.load_s, values.verbose, options.params.max_tokens)
+    sum_up(said, model.load_s, values.verbose, options.params)
     return 0 if said.finished else 130
 
 
@@ -190,6 +215,7 @@ def _chat(model: Model, values: argparse.Namespace, settings: Settings, think: b
     from kvasir.cli.chat import Chat, keyboard  # noqa: PLC0415  prompt_toolkit costs 0.2 s, and only a chat needs it
 
     chat = Chat(model, settings, {k: v for k, v in _given(values).items() if v is not None})
+    chat.form = form_of(values.format)
     chat.system, chat.think, chat.raw = values.system or "", think, values.raw
     chat.verbose, chat.wrap = values.verbose, not values.nowordwrap
     return chat.talk(keyboard())

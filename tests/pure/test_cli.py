@@ -86,6 +86,20 @@ def test_run_options(model: FakeModel, capsys) -> None:
     assert "eval count:           2 token(s)\n" in err
 
 
+def test_format(model: FakeModel, tmp_path, capsys) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array"}')
+    for given, kind in (("json", "json"), (str(schema), "schema"), ('{"type": "array"}', "schema")):
+        assert main(["run", "mead", "--format", given, "hi"]) == 0
+        made = model.requests[-1].params.constraint
+        assert made is not None and made.kind == kind
+    schema.write_text("[1]")
+    assert main(["run", "mead", "--format", str(schema), "hi"]) == 1
+    assert "schema.json': the JSON schema must be a JSON object" in capsys.readouterr().err
+    assert main(["run", "mead", "--format", "json", "--num-predict", "1", "hi"]) == 0
+    assert "(cut after 1 tokens: the answer is not whole)" in capsys.readouterr().err
+
+
 def test_raw_and_no_template(model: FakeModel) -> None:
     assert main(["run", "mead", "--raw", "x y"]) == 0 and model.requests[-1].prompt == "x y"
     model.prompter.template = None
@@ -112,7 +126,12 @@ def test_standard_input_goes_before_the_prompt(model: FakeModel, monkeypatch) ->
             'option "temperature" must be between 0 and 100, got -3',
         ),
         (["run", "mead", "--temperature", "nan", "hi"], None, 'option "temperature"'),
-        (["run", "mead", "--format", "json", "hi"], None, "--format is not supported yet"),
+        (["run", "mead", "--format", "/no/such", "hi"], None, "'/no/such' is neither `json` nor a file"),
+        (
+            ["run", "mead", "--format", "{", "hi"],
+            None,
+            "structured_outputs.json: the JSON schema is not JSON",
+        ),
         (["run", "mead", "--think", "hi"], None, "does not support thinking"),
         (["run", "mead", "--think=hard", "hi"], None, "--think=hard is unknown"),
         (["run", "mead", "--raw", "--system", "x", "hi"], None, "--raw"),
@@ -271,7 +290,7 @@ def test_messages_of_several_lines(model: FakeModel) -> None:
         ("/set parameter", "takes a name"),
         ("/set verbos", "did you mean /set verbose?"),
         ("/save x", "not supported yet"),
-        ("/set format json", "not supported yet"),
+        ("/set format yaml", "/set format takes json"),
         ("/show nothing", "unknown"),
         ("/set think", "does not support thinking"),
         ("/load", "takes one model"),

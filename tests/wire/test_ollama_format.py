@@ -12,6 +12,7 @@ from kvasir.api.gotemplate import render_go_template
 from kvasir.api.ollama import Reply, parse_chat, parse_generate, to_request
 from kvasir.chat import Delta, Finished, Message, Metrics, TokenLogprob, ToolCall
 from kvasir.errors import UsageError
+from kvasir.structured import Constraint
 
 CAN = ("completion", "tools", "thinking")
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
@@ -58,6 +59,17 @@ def test_null_is_as_if_it_were_not_there() -> None:
     got = asked(body)
     assert got.empty and got.stream and got.options.params == asked({"model": "m"}).options.params
     assert asked({"model": "m", "options": {"seed": None, "num_gpu": None}}).warnings == ()
+
+
+def test_format_becomes_a_constraint() -> None:
+    assert asked({"model": "m", "prompt": "p", "format": "json"}).params.constraint == Constraint("json")
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    made = asked({"model": "m", "prompt": "p", "format": schema}).params.constraint
+    assert made is not None and made.kind == "schema"
+    assert json.loads(made.text) == schema and made.text.index('"b"') < made.text.index('"a"')
+    for nothing in (None, ""):
+        assert asked({"model": "m", "prompt": "p", "format": nothing}).params.constraint is None
+    assert parse_chat(b'{"model": "m", "format": "json"}').params.constraint == Constraint("json")
 
 
 def test_system_raw_template_and_a_model_without_template() -> None:
@@ -125,9 +137,9 @@ BAD = [
     ({"think": "hard"}, "think"),
     ({"think": 3}, "think must be of type boolean or string"),
     ({"format": "xml"}, "invalid format"),
-    ({"format": "json"}, "format is not supported"),
-    ({"format": 3}, "format"),
-    ({"format": {"type": "object"}}, "format is not supported"),
+    ({"format": 3}, "invalid format"),
+    ({"format": []}, "invalid format"),
+    ({"format": {"const": "x" * 300_000}}, "invalid format: the JSON schema has 300,013 bytes, the limit is"),
     ({"shift": True}, "shift"),
     ({"raw": True, "system": "s"}, "raw mode does not support"),
     ({"top_logprobs": 21}, "top_logprobs"),

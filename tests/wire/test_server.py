@@ -397,3 +397,31 @@ def test_aliases() -> None:
         for name in ("llama3:8b", "anything"):
             r = requests.post(f"{url}/api/generate", json={"model": name, "prompt": "x", "stream": False})
             assert r.json()["response"] == "Hello, world" and r.json()["model"] == name
+
+
+class Slow(FakeModel):
+    """Takes its time to check a request, as a large schema does."""
+
+    checking, go_on = threading.Event(), threading.Event()
+
+    def submit(self, request):
+        self.checking.set()
+        self.go_on.wait(10)
+        return super().submit(request)
+
+
+def test_a_client_that_leaves_while_its_schema_is_compiled_leaves_no_work() -> None:
+    model = Slow(words=["x"] * 1000, pace_s=0.02)
+    with serving(model) as url:
+        with pytest.raises(requests.Timeout):
+            body = {"model": "mead", "prompt": "p", "format": {"type": "object"}}
+            requests.post(f"{url}/api/generate", json=body, timeout=0.3)
+        assert model.checking.is_set()
+        time.sleep(0.2)
+        model.go_on.set()
+        for _ in range(200):
+            if model.n_cancelled:
+                break
+            time.sleep(0.02)
+        assert model.n_cancelled == 1
+        assert ask(url, "tags").status_code in (200, 405)
