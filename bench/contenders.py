@@ -207,7 +207,7 @@ class Rival:
             *("-c", n_sequences * (BATCH_PROMPT + n_tokens), "-b", 2048, "-ub", 512),
             *("-npp", BATCH_PROMPT, "-ntg", n_tokens, "-npl", n_sequences, *self._batch_options()),
         ]
-        told = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+        told = self._run(list(map(str, words)))
         for line in (told.stdout + told.stderr).splitlines():
             cells = line.strip().strip("|").split("|")
             if len(cells) == 10 and cells[0].strip() == str(BATCH_PROMPT):
@@ -218,6 +218,11 @@ class Rival:
         tests = ("-p", n_prompt, "-n", 0) if n_tokens <= 1 else ("-p", n_prompt, "-n", n_tokens)
         return _process([*self._words(*tests), *self.cold], {})
 
+    def _run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
+        """In a folder of its own, for the logs that some write."""
+        with tempfile.TemporaryDirectory() as folder:
+            return subprocess.run(words, capture_output=True, text=True, cwd=folder)
+
     def _words(self, *tests: object) -> list[str]:
         words = [self.folder / "llama-bench", "-m", self.path, "-t", self.threads, "-r", 1, "-o", "json"]
         return list(map(str, [*words, *tests, *self.options]))
@@ -227,7 +232,7 @@ class Rival:
         return ("-rtr",) if "-rtr" in self.options else ()
 
     def _bench(self, *tests: object) -> float:
-        told = subprocess.run(self._words(*tests), capture_output=True, text=True)
+        told = self._run(self._words(*tests))
         try:
             found = json.loads(told.stdout[told.stdout.index("[") :])
         except ValueError:

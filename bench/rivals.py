@@ -159,7 +159,11 @@ def subject(wanted: str) -> tuple[str, str, str]:
     if shape in SHAPES:
         return str(model_file(shape, form or "Q4_K_M")), form or "Q4_K_M", shape
     forms = ("Q4_0", "Q4_K", "Q8_0", "BF16", "F16", "F32")
-    return wanted, next((f for f in forms if f in Path(wanted).name.upper()), "Q4_0"), Path(wanted).stem
+    return (
+        str(Path(wanted).resolve()),
+        next((f for f in forms if f in Path(wanted).name.upper()), "Q4_0"),
+        Path(wanted).stem,
+    )
 
 
 def rival(told: str, path: str, threads: int) -> Rival:
@@ -168,7 +172,7 @@ def rival(told: str, path: str, threads: int) -> Rival:
     if not (Path(folder) / "llama-bench").is_file():
         raise SystemExit(f"--rival {told}: no program llama-bench in {folder or 'no folder'}")
     words = tuple(options.split(",")) if options else ()
-    return Rival(" ".join([name, *words]), Path(folder), path, threads, words)
+    return Rival(" ".join([name, *words]), Path(folder).resolve(), path, threads, words)
 
 
 def main() -> None:
