@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp -type f 2>/dev/null)
 
-.PHONY: help run test check format bench parity golden fuzz mead asan docs clean
+.PHONY: help run test check format bench parity golden fuzz faults mead asan docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -57,6 +57,9 @@ golden: $(VENV)/tested  ## write the golden plans anew
 
 fuzz: $(VENV)/tested  ## fuzz the checkpoint readers for ten minutes
 	$(BIN)/python -m tests.fuzz_checkpoints --seconds 600
+
+faults: $(VENV)/tested  ## kill, stop and starve models' processes 20 times each, and print who was told when
+	$(BIN)/python -m tests.faults.repeat --times 20
 
 mead: $(VENV)/compared  ## train the built-in model and its draft again (two cores: some hours)
 	$(BIN)/python -m training.all

@@ -37,15 +37,17 @@ class ChatRequest:
     """What any face asks of a loaded model.
 
     Either `messages`, rendered by the model's chat template, or `prompt`: text or token ids, used as they are
-    (`add_special_tokens` puts the model's BOS before a text).  `max_context` caps prompt and answer
-    together; a prompt over it is refused with both lengths, unless `truncate`: then the oldest tokens go, and
-    `Metrics.n_truncated` says how many.  Requests of one `tenant` share what is computed of their prompts;
-    others never see it.  Higher `priority` is let in first.
+    (`add_special_tokens` puts the model's BOS before a text).  `context`: token ids of an earlier exchange,
+    which go before them.  `max_context` caps prompt and answer together; a prompt over it is refused with
+    both lengths, unless `truncate`: then the oldest tokens go, and `Metrics.n_truncated` says how many.
+    Requests of one `tenant` share what is computed of their prompts; others never see it.  Higher `priority`
+    is let in first.
     """
 
     params: SamplingParams
     messages: tuple[Message, ...] = ()
     prompt: str | tuple[int, ...] | None = None
+    context: tuple[int, ...] = ()
     add_special_tokens: bool = True
     tools: tuple[Mapping[str, Any], ...] = ()
     think: bool | str | None = None

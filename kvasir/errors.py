@@ -28,5 +28,17 @@ class CapacityError(KvasirError):
     """More room mends it, or asking for less: memory, cache blocks, a full queue."""
 
 
+class Busy(CapacityError):
+    """Waiting mends it, `wait_s` of it: a full queue, a model that does not get up."""
+
+    def __init__(self, message: str, hint: str = "", wait_s: float = 1.0):
+        super().__init__(message, hint)
+        self.wait_s = wait_s
+
+
+class Lost(KvasirError):
+    """The process that computed the answer ended.  Asking again starts another."""
+
+
 class Bug(KvasirError):
     """We must mend it: an internal law was broken."""

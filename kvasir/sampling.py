@@ -42,8 +42,8 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 16  # None: until the model stops or the context is full
     min_tokens: int = 0
-    stop: str | tuple[str, ...] | list[str] = ()
-    stop_token_ids: tuple[int, ...] | list[int] = ()
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True

@@ -11,6 +11,7 @@ from typing import Any
 
 from kvasir.durations import keep_alive_s
 from kvasir.errors import UsageError
+from kvasir.faults import Fault, parse
 
 DEFAULT_PORT = 11434
 ISAS = ("auto", "portable", "avx2")
@@ -41,6 +42,7 @@ class Settings:
     kv: str = "f16"
     debug: int = 0
     check: bool = False
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ SWITCHES: tuple[Switch, ...] = (
            "1 loads and batches; 2 a line a step; 3 time and bandwidth an op; 4 min/max/mean of each value"),
     Switch("KVASIR_CHECK", "check", _flag, "0|1",
            "run the reference beside the backend and stop at the first op that differs"),
+    Switch("KVASIR_FAULT", "faults", parse, "POINT:COUNT:ACTION",
+           "what is to go wrong on purpose in a model's process, for tests; see the fault points"),
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from kvasir import faults
 from kvasir.models import FAMILIES
 from kvasir.quant.formats import WEIGHT_FORMATS
 from kvasir.settings import SWITCHES, settings_table
@@ -24,6 +25,10 @@ def switches_page() -> str:
         "that does not parse ends the program with an error; an empty value counts as not set; a `KVASIR_*`\n"
         "variable that nothing reads is warned of. `make docs` writes this from `kvasir/settings.py`.\n\n"
         + settings_table()
+        + "\n## Fault points\n\n"
+        "`KVASIR_FAULT=runner.decode@mead:17:kill` kills the process that runs mead at its 17th step of\n"
+        "that kind. Several go with commas between; without `@MODEL` every model is meant; a further `:2`\n"
+        "means the first two processes of a model only, so that the third one lives.\n\n" + faults.table()
     )
 
 

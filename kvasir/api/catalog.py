@@ -60,6 +60,11 @@ def running(info: ModelInfo, expires: datetime) -> dict[str, Any]:
     }
 
 
+def loading(name: str, stage: str, size_bytes: int) -> dict[str, Any]:
+    """An entry of /api/ps for a model that is being loaded; `stage` is not Ollama's."""
+    return {"name": name, "model": name, "size": size_bytes, "size_vram": 0, "stage": stage}
+
+
 def shown(info: ModelInfo, metadata: Mapping[str, object], template: str, verbose: bool) -> dict[str, Any]:
     """The answer of /api/show.  `metadata`: the key values of the GGUF file, empty for a folder."""
     facts: dict[str, Any] = {

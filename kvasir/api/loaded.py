@@ -1,4 +1,6 @@
-"""What the server needs of a loaded model.  `runner.model.Model` is one; tests bring scripted ones."""
+"""What the server needs of a loaded model.  `runner.client.ModelProcess` gives it, and so does
+`runner.model.Model`, without a process of its own; tests bring scripted ones.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,10 @@ from typing import Protocol
 
 from kvasir.chat import ChatRequest, Event
 from kvasir.runner.inspect import ModelInfo
-from kvasir.runner.prompt import Prompter
 
 
 class Answer(Protocol):
-    """The events of one request, as they come."""
+    """The events of one request, as they come.  `n_truncated` is known with the first."""
 
     n_truncated: int
 
@@ -20,9 +21,21 @@ class Answer(Protocol):
 
 
 class Loaded(Protocol):
-    """A model in memory."""
+    """A model in memory.  `own_bytes`: what would be free without it, 0 if unknown."""
 
     info: ModelInfo
-    prompter: Prompter
 
-    def submit(self, request: ChatRequest) -> Answer: ...
+    @property
+    def has_template(self) -> bool: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def own_bytes(self) -> int: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """How a token is spelled that an answer's log-probabilities named."""
+        ...
+
+    def submit(self, request: ChatRequest) -> Answer:
+        """Queues a request.  A refusal is raised here, or by the answer before its first event."""
+        ...

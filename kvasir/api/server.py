@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +25,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import kvasir
 from kvasir.api import catalog, doors, ollama
+from kvasir.api.drain import Draining
 from kvasir.api.loaded import Answer, Loaded
 from kvasir.api.names import NotHere, resolve
 from kvasir.api.ollama import Asked, Reply
-from kvasir.api.residents import Held, Loader, Residents
-from kvasir.chat import Finished
+from kvasir.api.residents import MAX_REQUESTS, Held, Loader, Residents
+from kvasir.chat import Event, Finished
 from kvasir.checkpoint.open import open_checkpoint
-from kvasir.errors import Bug, CapacityError, KvasirError
+from kvasir.errors import Bug, Busy, CapacityError, KvasirError, Lost
 from kvasir.runner.inspect import ModelInfo, describe
 from kvasir.runner.prompt import template_source
 from kvasir.settings import Address
@@ -41,12 +43,13 @@ log = logging.getLogger("kvasir")
 
 MAX_BODY = 8 << 20  # more than any context holds
 BODY_STALL_S = 20.0  # a body that brings nothing for so long is given up
+GRACE_S = 25.0  # for answers under way when the server is to stop: a container is killed after 30
 HEADER_S = 10.0  # a request's head must be complete within
 MAX_HEADER = 64 << 10
-THREADS = 8  # for checking requests and for loading; the engines have threads of their own
+THREADS = 8  # for checking requests
+LOADERS = 16  # threads in which models are loaded and freed: they only wait for the models' processes
 MAX_WARNING = 800  # characters of warnings in a header
 LATER = ("embed", "embeddings", "create", "copy", "delete", "pull", "push")  # Ollama's, not served yet
-UNLIMITED = 2**31 - 1
 PATHS = re.compile(r"(?<![\w.<:/])/(?!api/|v1/)[^\s/:'\",;()]+(?:/[^\s/:'\",;()]+)+")
 ADDRESSES = re.compile(r"0x[0-9a-fA-F]{4,}")
 
@@ -62,17 +65,26 @@ class House:
     keep_alive_s: float = 300.0
     aliases: Mapping[str, str] = field(default_factory=dict)
     own_host: str = "127.0.0.1"
+    budget_bytes: float = inf
+    max_requests: int = MAX_REQUESTS
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "server")
-        self.residents = Residents(self.loader, self.keep_alive_s, self.in_thread)
+        self._loaders = ThreadPoolExecutor(LOADERS, "loader")
+        self.residents = Residents(
+            self.loader, self.keep_alive_s, self._in_loader, self.budget_bytes, self.max_requests
+        )
         self._described: dict[tuple[Path, float, int], ModelInfo] = {}
 
     def in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
+    def _in_loader(self, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._loaders, work)
+
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._loaders):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # -- generate and chat ------------------------------------------------------------------------
 
@@ -113,11 +125,14 @@ class House:
     async def ps(self, request: Request) -> Response:
         now = datetime.now(UTC)
         names = {target: alias for alias, target in self.aliases.items() if "/" in target}
-        entries = [
-            catalog.running(called(seat.model.info, names.get(seat.name, seat.name)), seat.expires or now)
-            for seat in self.residents.seats()
-            if seat.model
-        ]
+        entries = []
+        for seat in self.residents.seats():
+            name = names.get(seat.name, seat.name)
+            if seat.model and seat.model.alive:
+                entries.append(catalog.running(called(seat.model.info, name), seat.expires or now))
+            elif seat.users:
+                stage = self.loader.stage(seat.name) or "waiting for room"
+                entries.append(catalog.loading(Path(name).name, stage, seat.bytes))
         return json_response({"models": entries})
 
     async def show(self, request: Request) -> Response:
@@ -170,11 +185,11 @@ class Streaming(Response):
     async def _work(self, send: Send) -> None:
         async with self._house.residents.use(self._target, self._asked.keep_alive_s) as held:
             stream = await self._submitted(held)
-            if self._asked.truncate:
-                self.headers["x-kvasir-truncated"] = str(stream.n_truncated)
+            self._house.residents.answers.add(stream)
             try:
                 await (self._lines if self._asked.stream else self._whole)(held, stream, send)
             finally:
+                self._house.residents.answers.discard(stream)
                 stream.cancel()
 
     async def _submitted(self, held: Held) -> Answer:
@@ -193,9 +208,9 @@ class Streaming(Response):
         reply, started = self._reply(held), False
         try:
             async for event in stream:
-                if line := reply.line(event):
+                if line := reply.line(complete(event)):
                     if not started:
-                        await self._start(send)
+                        await self._start(send, stream)
                         started = True
                     await send({"type": "http.response.body", "body": line, "more_body": True})
         except Exception as error:
@@ -208,18 +223,27 @@ class Streaming(Response):
     async def _whole(self, held: Held, stream: Answer, send: Send) -> None:
         reply, body = self._reply(held), b""
         async for event in stream:
-            if isinstance(event, Finished) and event.reason == "abort":
-                raise CapacityError("the answer was cancelled", hint="try again")
-            body = reply.whole(event) or body
+            body = reply.whole(complete(event)) or body
         self.headers["content-length"] = str(len(body))
-        await self._start(send)
+        await self._start(send, stream)
         await send({"type": "http.response.body", "body": body})
 
-    async def _start(self, send: Send) -> None:
+    async def _start(self, send: Send, stream: Answer) -> None:
+        if self._asked.truncate:
+            self.headers["x-kvasir-truncated"] = str(stream.n_truncated)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
     def _reply(self, held: Held) -> Reply:
-        return Reply(self._asked, held.load_s, held.model.prompter.tokenizer.token_bytes)
+        return Reply(self._asked, held.load_s, held.model.token_bytes)
+
+
+def complete(event: Event) -> Event:
+    """The event, unless it ends an answer that somebody cut off.  Raises Busy then."""
+    if isinstance(event, Finished) and event.reason == "abort":
+        raise Busy(
+            "the answer was cut off: the model was unloaded or the server is stopping", hint="ask again"
+        )
+    return event
 
 
 def forget(checked: asyncio.Future[Answer]) -> None:
@@ -234,13 +258,9 @@ def called(info: ModelInfo, name: str) -> ModelInfo:
 
 
 def submit(asked: Asked, model: Loaded) -> Answer:
-    """Hands the request to the model.  Raises UsageError and CapacityError.  Tokenizes, so: in a thread."""
-    prompter = model.prompter
-    request = ollama.to_request(asked, model.info.capabilities, prompter.template is not None)
-    if asked.context:
-        ids, _ = prompter.tokens(replace(request, truncate=False), UNLIMITED)
-        request = replace(request, messages=(), prompt=(*asked.context, *ids))
-    return model.submit(request)
+    """Hands the request to the model.  Raises UsageError and CapacityError.  May render, so: in a thread."""
+    request = ollama.to_request(asked, model.info.capabilities, model.has_template)
+    return model.submit(replace(request, context=asked.context))
 
 
 async def read_body(request: Request) -> bytes:
@@ -293,7 +313,7 @@ def status_of(error: KvasirError) -> int:
     """The status by who can mend it: the client 4xx, more room 503, us 500."""
     if isinstance(error, NotHere):
         return 404
-    return 503 if isinstance(error, CapacityError) else 500 if isinstance(error, Bug) else 400
+    return 503 if isinstance(error, CapacityError) else 500 if isinstance(error, Bug | Lost) else 400
 
 
 def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -302,7 +322,8 @@ def json_response(body: object, status: int = 200, headers: Mapping[str, str] | 
 
 async def on_kvasir_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KvasirError)
-    return json_response({"error": public(error)}, status_of(error))
+    headers = {"retry-after": str(max(ceil(error.wait_s), 1))} if isinstance(error, Busy) else None
+    return json_response({"error": public(error)}, status_of(error), headers)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -416,7 +437,7 @@ def application(house: House) -> ASGIApp:
     return Doors(app, house.own_host)
 
 
-def server(house: House, address: Address, access_log: bool = False) -> uvicorn.Server:
+def server(house: House, address: Address, access_log: bool = False, grace_s: float = GRACE_S) -> Draining:
     """A server that is ready to run on sockets given to `run(sockets=[...])`."""
     config = uvicorn.Config(
         application(house),
@@ -432,7 +453,6 @@ def server(house: House, address: Address, access_log: bool = False) -> uvicorn.
         server_header=False,
         proxy_headers=False,
         h11_max_incomplete_event_size=MAX_HEADER,
-        timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
     )
-    return uvicorn.Server(config)
+    return Draining(config, house.residents, grace_s)

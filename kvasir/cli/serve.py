@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import kvasir
 from kvasir.api.doors import is_loopback
-from kvasir.api.server import House, server
+from kvasir.api.residents import MAX_REQUESTS
+from kvasir.api.server import GRACE_S, House, server
 from kvasir.cli.parser import Parser
 from kvasir.errors import UsageError
-from kvasir.runner.model import Model
+from kvasir.runner.client import ModelProcess
+from kvasir.runner.memory import budget_bytes
 from kvasir.runner.registry import Models
 from kvasir.settings import Address, Settings, parse_address
 from kvasir.store.names import find, listing
@@ -42,7 +45,21 @@ def command(words: Sequence[str], settings: Settings) -> int:
         metavar="NAME=MODEL",
         help="serve MODEL (a path too) as NAME; '*' for any",
     )
+    it.add_argument(
+        "--memory", type=float, metavar="GB", help="for all models together; default 85 %% of the machine's"
+    )
+    it.add_argument(
+        "--queue", type=int, default=MAX_REQUESTS, metavar="N",
+        help=f"requests under way and waiting, more are refused; default {MAX_REQUESTS}",
+    )  # fmt: skip
+    it.add_argument(
+        "--grace", type=float, default=GRACE_S, metavar="SECONDS",
+        help=f"for answers under way when the server is told to stop; default {GRACE_S:.0f}",
+    )  # fmt: skip
     values = it.read(words)
+    memory = 1.0 if values.memory is None else values.memory
+    if not 0 < memory <= 1e6 or values.queue < 1 or not 0 <= values.grace <= 1e6:
+        raise UsageError("--memory, --queue and --grace take positive numbers")
     address = parse_address(values.host) if values.host else settings.host
     if values.port is not None:
         if not 0 <= values.port < 65536:
@@ -59,17 +76,21 @@ def command(words: Sequence[str], settings: Settings) -> int:
         level=logging.INFO if settings.debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    models = Models(partial(Model.load, threads=settings.threads, kv_format=settings.kv))
-    house = House(models, settings.keep_alive_s, aliases, address.host)
+    models = Models(partial(ModelProcess.load, threads=settings.threads, kv_format=settings.kv))
+    budget = int(values.memory * 1e9) if values.memory else budget_bytes()
+    house = House(models, settings.keep_alive_s, aliases, address.host, budget, values.queue)
     bound = Address(address.host, listener.getsockname()[1])
     print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
     # The server ends its answers first and then lets the signal through to us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        server(house, bound, access_log=settings.debug > 0).run(sockets=[listener])
+        server(house, bound, settings.debug > 0, values.grace).run(sockets=[listener])
     finally:
         house.close()
-        models.close()
+        for model in models.loaded():
+            model.close()
+        if models.n_loading:  # its process ends with this one; its thread would keep us waiting
+            os._exit(0)
     return 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
+from kvasir import faults
 from kvasir.backends.base import BLOCK, Backend, Memory
 from kvasir.backends.cpu import CpuBackend
 from kvasir.backends.cpu_check import CheckedBackend
@@ -26,6 +27,7 @@ from kvasir.models import build
 from kvasir.plan import Plan
 from kvasir.runner.inspect import ModelInfo, info
 from kvasir.runner.prompt import Prompter, tokenizer_of
+from kvasir.runner.pulse import Pacer, Pulse
 from kvasir.runner.stream import Stream
 from kvasir.runner.watch import watched
 from kvasir.settings import read_settings
@@ -66,6 +68,7 @@ class Model:
         self._answers: dict[Sequence, _Answer] = {}
         self._inbox, self._changed = _Inbox(), threading.Condition()
         self._step_lock = threading.Lock()
+        self.pacer = Pacer()
         self._thread = threading.Thread(target=self._run, name=f"engine {info.name}", daemon=True)
         self._thread.start()
         # A thread that is still inside a step when the interpreter ends takes the process down with it.
@@ -104,6 +107,7 @@ class Model:
         try:
             memory = memory_for(plan, kv_format or switches.kv, n_blocks, switches.cache_gb)
             progress("repacking the weights")
+            faults.reach("runner.repack")
             runs_on = backend_named(backend, threads, switches.check)
             program = runs_on.compile(plan, weights, memory)
             drafter: ModelDrafter | Literal["ngram"] = "ngram"
@@ -164,14 +168,41 @@ class Model:
             raise UsageError(
                 f"{self.info.name} writes text and gives no embeddings", hint="use an embedding model"
             )
+        found: list[list[float]] = []
         with self._step_lock:
-            return [
-                e.tolist() for e in self._engine.embed([self.prompter.tokenizer.encode(t) for t in texts])
-            ]
+            for tokens in [self.prompter.tokenizer.encode(text) for text in texts]:
+                faults.reach("runner.embed")
+                with self.pacer.step():
+                    found += (e.tolist() for e in self._engine.embed([tokens]))
+        return found
 
     @property
     def is_embedding(self) -> bool:
         return "embedding" in self.info.capabilities
+
+    @property
+    def has_template(self) -> bool:
+        return self.prompter.template is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests."""
+        return not self._inbox.closing
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory that would be free without it: not known, in a process with others."""
+        return 0
+
+    @property
+    def pulse(self) -> Pulse:
+        """How the engine's thread is doing."""
+        pool = self._engine.pool
+        return self.pacer.pulse(len(self._answers), pool.n_free + pool.n_idle, pool.n_blocks)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """How a token is spelled."""
+        return self.prompter.tokenizer.token_bytes(token_id)
 
     @property
     def referenced(self) -> frozenset[str]:
@@ -212,7 +243,8 @@ class Model:
                             CapacityError(f"{self.info.name} was unloaded", hint="try again")
                         )
                     return
-                self._turn(inbox)
+                with self.pacer.step():
+                    self._turn(inbox)
 
     def _turn(self, inbox: _Inbox) -> None:
         """Takes in what came, drops what was cancelled, and computes one step."""
@@ -222,6 +254,8 @@ class Model:
         if inbox.cancelled:
             self._abort(lambda a: a.stream in inbox.cancelled)
         try:
+            if faults.armed() and self._answers:
+                self._reach()
             for token in self._engine.step():
                 self._deliver(token)
         except Exception as e:  # whatever broke the step must reach its clients, and must not end the thread
@@ -229,6 +263,12 @@ class Model:
             for stream in {a.stream for a in self._answers.values()}:
                 stream.put(error)
             self._abort(lambda _: True, tell=False)
+
+    def _reach(self) -> None:
+        """Passes the fault points of a step."""
+        fresh = any(a.sequence.n_generated == 0 for a in self._answers.values())
+        faults.reach("runner.step")
+        faults.reach("runner.prefill" if fresh else "runner.decode")
 
     def _deliver(self, token: Token) -> None:
         answer = self._answers.get(token.sequence)

@@ -63,7 +63,11 @@ class Prompter:
             return whole, 0
         room = max(limit - max(limit // ANSWER_SHARE, 1), 1)
         tokens, cut = whole, request
-        while len(tokens) > room and (shorter := _without_oldest(cut.messages)) is not None:
+        while (
+            len(tokens) > room
+            and not request.context
+            and (shorter := _without_oldest(cut.messages)) is not None
+        ):
             cut = replace(cut, messages=shorter)
             tokens = self._encode(cut)
         if len(tokens) > room:
@@ -72,11 +76,12 @@ class Prompter:
         return tokens, len(whole) - len(tokens)
 
     def _encode(self, request: ChatRequest) -> list[int]:
+        before = list(request.context)
         if request.messages:
-            return self.tokenizer.encode(self.text(request), add_special=False)
+            return before + self.tokenizer.encode(self.text(request), add_special=False)
         if isinstance(request.prompt, str):
-            return self.tokenizer.encode(request.prompt, add_special=request.add_special_tokens)
-        return list(request.prompt or ())
+            return before + self.tokenizer.encode(request.prompt, add_special=request.add_special_tokens)
+        return before + list(request.prompt or ())
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:

@@ -30,6 +30,7 @@ class Stream:
         self._open = n_answers
         self._cancel = cancel
         self._events: deque[Event | KvasirError] = deque()
+        self._forward: Callable[[Event | KvasirError], None] | None = None
         self._changed = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
@@ -40,12 +41,25 @@ class Stream:
     def put(self, event: Event | KvasirError) -> None:
         """The next event, or the error that ends them all.  Never raises: the engine's thread must live."""
         with self._changed:
+            if self._forward:
+                self._forward(event)
+                return
             self._events.append(event)
             self._changed.notify()
             if self._waiter:
                 loop, flag = self._waiter
                 with suppress(RuntimeError):  # the consumer's loop is closed: nobody reads this any more
                     loop.call_soon_threadsafe(flag.set)
+
+    def forward(self, take: Callable[[Event | KvasirError], None]) -> None:
+        """Calls `take` with what has come and with all that will, on the thread that puts it.  It must not
+        block.  Nobody iterates then.
+        """
+        with self._changed:
+            for event in self._events:
+                take(event)
+            self._events.clear()
+            self._forward = take
 
     def __iter__(self) -> Iterator[Event]:
         while self._open:

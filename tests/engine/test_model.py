@@ -171,7 +171,7 @@ def test_truncation_is_asked_for_and_counted(fake):
 def test_a_model_is_loaded_once_however_many_ask(monkeypatch):
     loads: list[str] = []
 
-    def load(name: str) -> Model:
+    def load(name: str, **_: object) -> Model:
         loads.append(name)
         if len(loads) == 1:
             raise ModelError("the first try fails")

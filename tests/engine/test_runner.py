@@ -111,7 +111,7 @@ def test_a_request_cancelled_before_it_began_ends(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_whose_file_is_gone_is_freed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = Models(lambda name: model())
+    models = Models(lambda name, **_: model())
     m = models.get("mead")
 
     def gone(name: str) -> None:
@@ -125,7 +125,7 @@ def test_closing_waits_for_what_is_being_loaded() -> None:
     began, go = threading.Event(), threading.Event()
     made: list[Model] = []
 
-    def load(name: str) -> Model:
+    def load(name: str, **_: object) -> Model:
         began.set()
         go.wait(10)
         made.append(model())

@@ -33,15 +33,9 @@ INFO = ModelInfo(
 )
 
 
-class FakeTokenizer:
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes((token_id % 256,))
-
-
 class FakePrompter:
     """A token a character."""
 
-    tokenizer = FakeTokenizer()
     template: object | None = object()
 
     def tokens(self, request: ChatRequest, limit: int) -> tuple[list[int], int]:
@@ -61,6 +55,9 @@ class FakeModel:
     pace_s: float = 0.0
     info: ModelInfo = INFO
     prompter: Any = field(default_factory=FakePrompter)
+    has_template: bool = True
+    alive: bool = True
+    own_bytes: int = 0
     load_s: float = 0.0
     requests: list[ChatRequest] = field(default_factory=list)
     n_cancelled: int = 0
@@ -69,6 +66,7 @@ class FakeModel:
     def submit(self, request: ChatRequest) -> Stream:
         self.requests.append(request)
         tokens, _ = self.prompter.tokens(request, self.info.context)
+        tokens = [*request.context, *tokens]
         limit = min(request.max_context or self.info.context, self.info.context)
         if len(tokens) >= limit and not request.truncate:
             raise UsageError(
@@ -80,6 +78,9 @@ class FakeModel:
             target=self._play, args=(request, stream, stop, len(tokens), limit), daemon=True
         ).start()
         return stream
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes((token_id % 256,))
 
     def close(self) -> None:
         self.n_closed += 1
@@ -124,6 +125,7 @@ class FakeModels:
     ):
         self.model, self.load_s, self.on_load = model, load_s, on_load
         self.n_loads = self.n_unloads = 0
+        self.sizes: dict[str, int] = {}
 
     def get(self, name: str) -> FakeModel:
         self.n_loads += 1
@@ -134,6 +136,12 @@ class FakeModels:
         if "mead" not in name:
             raise ModelError(find(name).name)
         return self.model
+
+    def size(self, name: str) -> int:
+        return self.sizes.get(name, 1)
+
+    def stage(self, name: str) -> str:
+        return "reading the file"
 
     def unload(self, name: str) -> bool:
         self.n_unloads += 1

@@ -239,7 +239,7 @@ def test_context_goes_before_the_prompt() -> None:
     with serving(model) as url:
         first = ask(url, prompt="ab", stream=False).json()
         ask(url, prompt="c", stream=False, context=first["context"])
-    assert model.requests[-1].prompt == (97, 98, 100, 101, 102, 99)
+    assert model.requests[-1].context == (97, 98, 100, 101, 102)
 
 
 HOSTILE = [
