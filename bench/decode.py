@@ -12,8 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.measure import Spread, bandwidth, machine, number, report, say
-from bench.subject import Costs, arguments, models
-from kvasir import LLM
+from bench.subject import Costs, arguments, loaded, models
 
 PROMPT = 16  # tokens
 
@@ -21,7 +20,7 @@ PROMPT = 16  # tokens
 def measure(name: str, path: str, runs: int, n_tokens: int, threads: int | None) -> dict[str, object]:
     """One model's row: tokens a second, bytes a second, and their share of the bandwidth."""
     say(f"loading {name}")
-    with LLM(path, threads=threads) as llm:
+    with loaded(path, threads) as llm:
         prompt = [1 + i for i in range(PROMPT)]
 
         def once() -> float:

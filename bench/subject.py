@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.measure import RUNS
 from bench.models import model_file
+from kvasir import LLM
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.models import build
 from kvasir.plan.ops import Experts
@@ -42,6 +43,13 @@ class Costs:
             each = sum(op_cost(op, self.sizes, past).macs for past in pasts) / len(pasts)
             total += each * (n_tokens if op.out.rows == "T" else 1)
         return total
+
+
+def loaded(path: str, threads: int | None, kv_format: str | None = None) -> LLM:
+    """The model, computing a token a step: what is guessed right says nothing about speed."""
+    llm = LLM(path, threads=threads, kv_format=kv_format)
+    llm.model._engine.speculation = None
+    return llm
 
 
 def arguments(doc: str | None, tokens: int) -> argparse.Namespace:

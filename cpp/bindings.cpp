@@ -18,6 +18,7 @@
 #include "executor.h"
 #include "experts.h"
 #include "ops.h"
+#include "peak.h"
 #include "recurrent.h"
 #include "sample.h"
 
@@ -361,7 +362,9 @@ NB_MODULE(KVASIR_MODULE, m) {
     nb::class_<Cache>(m, "Cache").def("__init__", [](Cache* c, bool half, int kv_heads, int64_t k_width, int64_t v_width, int64_t n_blocks) {
         new (c) Cache(half, kv_heads, k_width, v_width);
         c->reserve(n_blocks);
-    });
+    }).def("fill", [](Cache& c, int byte, int64_t n_blocks) {  // the benchmark of a long past does not compute one
+        std::memset(c.tile(0, 0), byte, static_cast<size_t>(n_blocks * c.kv_heads * c.tile_bytes));
+    }, "byte"_a, "n_blocks"_a);
     nb::class_<Slots>(m, "Slots").def(nb::init<int64_t, int64_t>(), "n_slots"_a, "width"_a).def("copy", &Slots::copy, "source"_a, "target"_a);
     bind_program(m);
     m.def("pack", &pack_alone, "format"_a, "raw"_a, "width"_a);
@@ -370,6 +373,8 @@ NB_MODULE(KVASIR_MODULE, m) {
     m.def("prepared", &prepared_alone, "matrix"_a, "x"_a);
     m.def("decode", &decode_rows, "format"_a, "raw"_a, "width"_a);
     m.def("bandwidth", &bandwidth, "megabytes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("peak", [](const std::string& kind, int threads) { return peak(kind == "bytes", threads); }, "kind"_a, "threads"_a,
+          nb::call_guard<nb::gil_scoped_release>());
     m.def("sample", [](Flat<float> logits, double temperature, int top_k, double top_p, double min_p, double typical_p, double uniform) {
         return sample(logits.data(), static_cast<int64_t>(logits.size()), {temperature, top_k, top_p, min_p, typical_p}, uniform);
     }, "logits"_a, "temperature"_a, "top_k"_a = 0, "top_p"_a = 1.0, "min_p"_a = 0.0, "typical_p"_a = 1.0, "uniform"_a = 0.0);
