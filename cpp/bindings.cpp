@@ -359,8 +359,8 @@ NB_MODULE(KVASIR_MODULE, m) {
         .def_prop_ro("format", [](const Matrix& w) { return format_name(w.format); })
         .def_prop_ro("shape", [](const Matrix& w) { return nb::make_tuple(w.rows, w.width); })
         .def_prop_ro("n_bytes", &Matrix::bytes);
-    nb::class_<Cache>(m, "Cache").def("__init__", [](Cache* c, bool half, int kv_heads, int64_t k_width, int64_t v_width, int64_t n_blocks) {
-        new (c) Cache(half, kv_heads, k_width, v_width);
+    nb::class_<Cache>(m, "Cache").def("__init__", [](Cache* c, const std::string& format, int kv_heads, int64_t k_width, int64_t v_width, int64_t n_blocks) {
+        new (c) Cache(kv_format_from_name(format), kv_heads, k_width, v_width);
         c->reserve(n_blocks);
     }).def("fill", [](Cache& c, int byte, int64_t n_blocks) {  // the benchmark of a long past does not compute one
         std::memset(c.tile(0, 0), byte, static_cast<size_t>(n_blocks * c.kv_heads * c.tile_bytes));

@@ -166,11 +166,9 @@ void Program::prepare(const Batch& b, float* output) {
     now_.threads = pool_->threads();
     now_.sequence.resize(static_cast<size_t>(b.T));
     now_.fresh_blocks.assign(static_cast<size_t>(b.N) + 1, 0);
-    now_.tiles.clear();
     for (int32_t n = 0; n < b.N; n++) {
         int32_t first = b.starts[n], stop = b.starts[n + 1];
         std::fill(now_.sequence.begin() + first, now_.sequence.begin() + stop, n);
-        for (int32_t t = first; t < stop; t += kTileRows) now_.tiles.push_back({n, t, std::min(t + kTileRows, stop)});
         auto at = static_cast<size_t>(n);
         now_.fresh_blocks[at + 1] = now_.fresh_blocks[at] + (stop - first + kBlock - 1) / kBlock;
     }

@@ -22,7 +22,6 @@ namespace kvasir {
 inline namespace KVASIR_ISA_NS {
 
 constexpr int kBlock = 16;    // tokens a cache block, as in kvasir/backends/base.py
-constexpr int kTileRows = 8;  // rows of one sequence that attend together
 constexpr int kBases = 4;     // where values live: rows T, rows R, rows N, and the caller's output
 
 // A matrix in the arena: row r begins at base + offset * rows + r * stride + column (floats).
@@ -38,14 +37,9 @@ struct Batch {
     int64_t T, N, B, R;
 };
 
-struct Tile {
-    int32_t sequence, begin, end;  // rows [begin, end) of one sequence, at most kTileRows
-};
-
 // A batch with what ops derive from it, and where the values of this step lie.
 struct Step : Batch {
     std::vector<int32_t> sequence;      // [T]    the sequence of a row
-    std::vector<Tile> tiles;            // rows in groups that attend together
     std::vector<int32_t> fresh_blocks;  // [N+1]  first block of a sequence in a cache that lives for this step
     float* arena[kBases] = {};
     int64_t rows[kBases] = {};

@@ -156,6 +156,17 @@ KVASIR_INLINE f8 load_half(const uint16_t* p) {
 }
 #endif
 
+KVASIR_INLINE f8 load_bytes(const int8_t* p) {
+#if defined(__AVX2__)
+    return static_cast<f8>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+#else
+    typedef int8_t b8 __attribute__((vector_size(8)));
+    b8 b;
+    std::memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, f8);
+#endif
+}
+
 inline float half_to_float(uint16_t h) {
     uint16_t lanes[8] = {h};
     return load_half(lanes)[0];
@@ -178,6 +189,19 @@ inline uint16_t float_to_half(float x) {
     a += 0xfff + ((a >> 13) & 1);
     return static_cast<uint16_t>(sign | ((a - 0x38000000) >> 13));
 }
+
+#if defined(__F16C__)
+KVASIR_INLINE f8 all_half(const uint16_t* p) { return static_cast<f8>(_mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(*p)))); }
+KVASIR_INLINE void store_half(uint16_t* p, f8 x) {  // as float_to_half
+    x = at_least(at_most(x, all(65504.0f)), all(-65504.0f));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
+KVASIR_INLINE f8 all_half(const uint16_t* p) { return all(half_to_float(*p)); }
+KVASIR_INLINE void store_half(uint16_t* p, f8 x) {
+    for (int i = 0; i < 8; i++) p[i] = float_to_half(x[i]);
+}
+#endif
 
 // y[i] = f(x[i]) for n values, eight at a time.
 template <class F>

@@ -15,7 +15,7 @@ from kvasir.faults import Fault, parse
 
 DEFAULT_PORT = 11434
 ISAS = ("auto", "portable", "avx2")
-KV_FORMATS = ("f16", "f32")
+KV_FORMATS = ("f16", "q8_0", "f32")
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ SWITCHES: tuple[Switch, ...] = (
            "how long the server keeps an unused model loaded: 5m; 0 not at all, negative for ever"),
     Switch("KVASIR_CACHE_GB", "cache_gb", _gigabytes, "number",
            "memory for the KV cache of a model; without it, a share of what is free"),
-    Switch("KVASIR_KV", "kv", _choice(*KV_FORMATS), "f16|f32",
-           "the format of the KV cache"),
+    Switch("KVASIR_KV", "kv", _choice(*KV_FORMATS), "f16|q8_0|f32",
+           "the format of the KV cache; q8_0 takes half of f16's memory"),
     Switch("KVASIR_DEBUG", "debug", _integer(0, 4), "0..4",
            "1 loads and batches; 2 a line a step; 3 time and bandwidth an op; 4 min/max/mean of each value"),
     Switch("KVASIR_CHECK", "check", _flag, "0|1",

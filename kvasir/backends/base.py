@@ -47,7 +47,7 @@ class Memory:
 
     n_blocks: int
     n_slots: int = 1
-    kv_format: str = "f16"  # "f16" or "f32"
+    kv_format: str = "f16"  # one of settings.KV_FORMATS
 
 
 class Program(Protocol):

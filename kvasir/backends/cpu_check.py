@@ -38,7 +38,7 @@ class CheckedProgram:
 
     def step(self, batch: Batch) -> Floats:
         """As the program's, after every op was compared."""
-        context = reference.Context(batch, self.states)
+        context = reference.Context(batch, self.states, self.memory.kv_format)
         found: dict[int, Floats] = {}
         with np.errstate(over="ignore"):
             for op, value in self.program.values(batch):

@@ -123,7 +123,7 @@ def by_reference(e: Emitter, op: Op) -> int:
     def run(inputs: list[Floats], out: Floats) -> None:
         assert seat.batch is not None
         values = {v.id: x for v, x in zip(op.inputs, inputs, strict=True)}
-        out[:] = reference.run(op, reference.Context(seat.batch, states), values, weights)
+        out[:] = reference.run(op, reference.Context(seat.batch, states, e.memory.kv_format), values, weights)
 
     return int(e.native.reference(run, [e.at(v) for v in op.inputs], e.at(op.out)))
 
@@ -159,8 +159,8 @@ def attend(e: Emitter, op: ops.Attend) -> int:
     if op.cache:
         cache = e.states.get(op.cache.name)
         if cache is None:
-            half = e.memory.kv_format == "f16"
-            cache = e.kernels.Cache(half, op.kv_heads, op.k.width, op.v.width, e.memory.n_blocks)
+            form, n_blocks = e.memory.kv_format, e.memory.n_blocks
+            cache = e.kernels.Cache(form, op.kv_heads, op.k.width, op.v.width, n_blocks)
             e.states[op.cache.name] = cache
     return int(
         e.native.attend(

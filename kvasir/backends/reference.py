@@ -75,6 +75,7 @@ class Context:
 
     batch: Batch
     states: Mapping[str, Floats]
+    kv_format: str = "f32"
 
     def sequences(self) -> Iterator[tuple[int, slice]]:
         return self.batch.sequences()
@@ -181,10 +182,26 @@ def attend(
         past = kv[rows]
         if op.cache:
             state = c.states[op.cache.name]
-            state[c.cells(n, at)] = past
+            state[c.cells(n, at)] = kept(past, op, c.kv_format)
             past = state[c.cells(n, np.arange(at[-1] + 1, dtype=np.int32))].astype(np.float32)
         y.append(attend_one(op, q[rows], past, at, k.shape[1], sinks))
     return np.concatenate(y)
+
+
+def kept(kv: Floats, op: ops.Attend, kv_format: str) -> Floats:
+    """New rows [t, k|v] as the cache gives them back.  A float format rounds when they are stored; q8_0 has
+    integers up to 127 and a float16 scale for every 32 numbers of a head.
+    """
+    if kv_format != "q8_0":
+        return kv
+    widths = [op.k.width // op.kv_heads] * op.kv_heads + [op.v.width // op.kv_heads] * op.kv_heads
+    blocks = [n for width in widths for n in (*[32] * (width // 32), width % 32) if n]
+    starts = np.cumsum([0, *blocks[:-1]])
+    most = np.maximum.reduceat(np.abs(kv), starts, 1)
+    scale = np.minimum(most / np.float32(127), np.float32(65504)).astype(np.float16).astype(np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    scale, inverse = (np.repeat(x, blocks, 1) for x in (scale, inverse))
+    return np.clip(np.rint(kv * inverse), -127, 127) * scale
 
 
 def attend_one(
@@ -278,7 +295,7 @@ class ReferenceProgram:
 
     def values(self, batch: Batch) -> Iterator[tuple[Op, Floats]]:
         """Each op with what it wrote, in order: for `KVASIR_CHECK` and for tests that look inside."""
-        context, values = Context(batch, self.states), dict[int, Floats]()
+        context, values = Context(batch, self.states, self.memory.kv_format), dict[int, Floats]()
         with np.errstate(over="ignore"):  # exp and tanh run to their limits by design
             for op in self.plan.ops:
                 values[op.out.id] = run(op, context, values, self.weights)

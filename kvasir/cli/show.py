@@ -53,10 +53,11 @@ def _costs(values: argparse.Namespace, settings: Settings) -> list[str]:
     plan, weights = build(open_checkpoint(find(values.model).path))
     sizes, told = weights.sizes(), []
     if values.plan:
-        told.append(show(plan, sizes, values.past))
+        told.append(show(plan, sizes, values.past, settings.kv))
     if values.roofline:
         threads = min(settings.threads or cores(), cores())
-        told.append(roofline(plan, sizes, values.past, kernels().bandwidth(SWEEP_MB, threads)))
+        bandwidth = kernels().bandwidth(SWEEP_MB, threads)
+        told.append(roofline(plan, sizes, values.past, bandwidth, kv=settings.kv))
     return told
 
 

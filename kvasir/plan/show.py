@@ -15,7 +15,7 @@ from kvasir.plan import ops
 from kvasir.plan.ops import Op
 from kvasir.plan.plan import Plan, line
 
-KV_BYTES = 2  # a number in the cache: float16
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # a number in the cache
 SLOT_BYTES = 4  # a number in a recurrent state: float32
 
 
@@ -36,8 +36,10 @@ class Cost:
         return self.weight_bytes + self.past_bytes
 
 
-def op_cost(op: Op, sizes: Mapping[str, int], past: int) -> Cost:
-    """The cost of `op` for a token with `past` tokens behind it; `sizes`: encoded bytes of each weight."""
+def op_cost(op: Op, sizes: Mapping[str, int], past: int, kv: str = "f16") -> Cost:
+    """The cost of `op` for a token with `past` tokens behind it; `sizes`: encoded bytes of each weight,
+    `kv`: the format of the cache.
+    """
     n_bytes, n_weights = sum(sizes[w.name] for w in op.weights), sum(prod(w.shape) for w in op.weights)
     match op:
         case ops.Embed():
@@ -50,7 +52,7 @@ def op_cost(op: Op, sizes: Mapping[str, int], past: int) -> Cost:
         case ops.Attend():
             seen = min(past, op.window) if op.window else past
             width = op.cache.width if op.cache else 0
-            return Cost(n_bytes, seen * width * KV_BYTES, seen * (op.q.width + op.out.width))
+            return Cost(n_bytes, seen * width * KV_BYTES[kv], seen * (op.q.width + op.out.width))
         case ops.Conv():
             return Cost(n_bytes, 2 * op.past.width * SLOT_BYTES, n_weights)
         case ops.Delta():
@@ -59,9 +61,9 @@ def op_cost(op: Op, sizes: Mapping[str, int], past: int) -> Cost:
             return Cost(n_bytes)
 
 
-def plan_cost(plan: Plan, sizes: Mapping[str, int], past: int = 0) -> Cost:
+def plan_cost(plan: Plan, sizes: Mapping[str, int], past: int = 0, kv: str = "f16") -> Cost:
     """The cost of one token, computed by itself."""
-    return sum((op_cost(op, sizes, past) for op in plan.ops), Cost())
+    return sum((op_cost(op, sizes, past, kv) for op in plan.ops), Cost())
 
 
 # -- folding --------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def amount(x: float, unit: str = "") -> str:
     return f"{x:.3g} {unit}".rstrip()
 
 
-def show(plan: Plan, sizes: Mapping[str, int], past: int = 0) -> str:
+def show(plan: Plan, sizes: Mapping[str, int], past: int = 0, kv: str = "f16") -> str:
     """The plan with equal layers folded; before each op its bytes and multiply-adds for a token."""
     lines = [f"{plan.name}: {len(plan.ops)} ops, {len(plan.weights)} weights, {len(plan.states)} states, "
              f"context {plan.context or 'unlimited'}", f"{'bytes':>10} {'mul-adds':>10}"]  # fmt: skip
@@ -129,7 +131,7 @@ def show(plan: Plan, sizes: Mapping[str, int], past: int = 0) -> str:
         else:
             lines.append("--")
         for op in part.ops:
-            cost = op_cost(op, sizes, past)
+            cost = op_cost(op, sizes, past, kv)
             text = line(op).replace(part.scope, "") if part.scope else line(op)
             told = (amount(n) if n else "" for n in (cost.n_bytes, cost.macs))
             lines.append(" ".join(f"{t:>10}" for t in told) + " " + text)
@@ -142,15 +144,16 @@ def rate(x: float) -> str:
 
 
 def roofline(
-    plan: Plan, sizes: Mapping[str, int], past: int, bytes_per_s: float, macs_per_s: float = 0
-) -> str:
+    plan: Plan, sizes: Mapping[str, int], past: int, bytes_per_s: float, macs_per_s: float = 0,
+    kv: str = "f16",
+) -> str:  # fmt: skip
     """Where a token's bytes and multiply-adds go, by kind of op, and the most that this machine allows.
 
     `bytes_per_s`: measured memory bandwidth; `macs_per_s`: measured multiply-adds, 0 if nobody measured.
     """
-    total, kinds = plan_cost(plan, sizes, past), dict[str, Cost]()
+    total, kinds = plan_cost(plan, sizes, past, kv), dict[str, Cost]()
     for op in plan.ops:
-        kinds[op.kind] = kinds.get(op.kind, Cost()) + op_cost(op, sizes, past)
+        kinds[op.kind] = kinds.get(op.kind, Cost()) + op_cost(op, sizes, past, kv)
     lines = [
         f"a token with {past} tokens of past",
         f"  {'op':<10}{'weights':>12}{'past':>12}{'mul-adds':>12}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import threading
@@ -25,12 +26,13 @@ from kvasir.errors import Bug, CapacityError, KvasirError, UsageError
 from kvasir.grammar.compile import Grammars
 from kvasir.models import build
 from kvasir.plan import Plan
+from kvasir.plan.show import KV_BYTES
 from kvasir.runner.inspect import ModelInfo, info
 from kvasir.runner.prompt import Prompter, tokenizer_of
 from kvasir.runner.pulse import Pacer, Pulse
 from kvasir.runner.stream import Stream
 from kvasir.runner.watch import watched
-from kvasir.settings import read_settings
+from kvasir.settings import KV_FORMATS, read_settings
 from kvasir.store.names import find
 from kvasir.text.stream import TextStream
 from kvasir.text.tokenizer import Tokenizer
@@ -350,13 +352,13 @@ def memory_for(plan: Plan, kv_format: str, n_blocks: int | None, cache_gb: float
     `cache_gb` or `n_blocks` set the cache's size instead.  Pages of the cache are touched only when a
     sequence grows into them, so what is not used costs nothing.  Raises CapacityError when none fits.
     """
-    if kv_format not in ("f16", "f32"):
-        raise UsageError(f"KV cache format {kv_format!r} is unknown", hint="the formats are f16 and f32")
+    if kv_format not in KV_FORMATS:
+        raise UsageError(f"KV cache format {kv_format!r} is unknown", hint=f"one of {', '.join(KV_FORMATS)}")
     room = int(cache_gb * 1e9) if cache_gb else available_bytes() // 2
-    number = 2 if kv_format == "f16" else 4
     slot_bytes = sum(s.width for s in plan.states.values() if s.kind == "slot") * 4
     n_slots = max(1, min(MAX_SEQUENCES, room // 4 // slot_bytes)) if slot_bytes else 1
-    block_bytes = sum(s.width for s in plan.states.values() if s.kind == "paged") * number * BLOCK
+    token_numbers = sum(s.width for s in plan.states.values() if s.kind == "paged")
+    block_bytes = math.ceil(token_numbers * KV_BYTES[kv_format] * BLOCK)
     if n_blocks is None:
         each = -(-(plan.context or DEFAULT_CONTEXT) // BLOCK)
         n_blocks = each * (MAX_SEQUENCES if cache_gb else CACHE_SEQUENCES)

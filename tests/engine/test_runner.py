@@ -52,6 +52,8 @@ def test_the_cache_is_no_larger_than_can_be_used() -> None:
     plan = program("llama").plan
     per_sequence = -(-plan.context // 16)
     assert memory_for(plan, "f16", None, cache_gb=1e6).n_blocks == per_sequence * runner.MAX_SEQUENCES
+    blocks = {kv: memory_for(plan, kv, None, cache_gb=1e-4).n_blocks for kv in ("f32", "f16", "q8_0")}
+    assert 1.9 < blocks["f16"] / blocks["f32"] < 2.1 and 1.8 < blocks["q8_0"] / blocks["f16"] < 1.95
     with pytest.raises(CapacityError, match="one block of the KV cache needs"):
         memory_for(plan, "f16", None, cache_gb=1e-9)
 

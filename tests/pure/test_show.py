@@ -36,6 +36,7 @@ def test_cost_of_a_llama_token_by_hand() -> None:
     at_10 = plan_cost(plan, weights.sizes(), 10)
     assert at_10.macs == 2 * layer + 100 * 32 + 2 * 10 * 64
     assert at_10.past_bytes == 2 * 10 * (16 + 16) * 2
+    assert plan_cost(plan, weights.sizes(), 10, "q8_0").past_bytes == at_10.past_bytes * 17 / 32
     assert at_10.weight_bytes == 4 * (
         2 * layer + 100 * 32 + 5 * 32 + 32
     )  # all but the table, of which one row
