@@ -1,0 +1,181 @@
+"""What the engine adds to a bare step, and what its tricks save, on one model of real shape.
+
+    python bench/engine.py [--shape qwen3-0.6b] [--form Q4_0] [--runs 5] [--only prefix drafts stall overhead]
+
+prefix    time to first token of a prompt of 1,300 tokens, first and again
+drafts    tokens a second with and without n-gram drafts: on a copy-edit text, and on text without repeats.
+          The weights are random, so the text is dictated: the program computes every row in full, and then
+          the wanted token's logit is raised.
+stall     time between the tokens of a stream while a prompt of 4,096 tokens arrives
+overhead  share of a step of 16 sequences that is not spent inside the program
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.measure import RUNS, Spread, machine, report, say
+from bench.models import model_file
+from kvasir.backends.base import Batch, Floats, Memory, Program
+from kvasir.backends.cpu import CpuBackend
+from kvasir.checkpoint.open import open_checkpoint
+from kvasir.engine.engine import Engine
+from kvasir.engine.sequence import Sequence
+from kvasir.models import build
+from kvasir.sampling import SamplingParams
+
+PROMPT, LONG, ANSWER = 1300, 4096, 256
+
+
+class Dictated:
+    """A program whose sequences follow scripts: row at position p of a text gives the text's token p + 1."""
+
+    def __init__(self, program: Program, text: list[int]):
+        self.program, self.text = program, text
+        self.plan, self.memory = program.plan, program.memory
+        self.took_s = 0.0
+
+    def step(self, batch: Batch) -> Floats:
+        begun = perf_counter()
+        logits = self.program.step(batch)
+        self.took_s += perf_counter() - begun
+        for row, at in zip(logits, batch.positions[batch.logit_rows], strict=True):
+            row[self.text[min(int(at) + 1, len(self.text) - 1)]] = 1e6
+        return logits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.program, name)
+
+
+def ended(engine: Engine, sequences: list[Sequence]) -> None:
+    while any(s.finished is None for s in sequences):
+        engine.step()
+
+
+def ask(engine: Engine, tokens: list[int], n_tokens: int) -> Sequence:
+    wish = SamplingParams(temperature=0, max_tokens=n_tokens, ignore_eos=True)
+    sequence = engine.sequence(tokens, wish)
+    engine.add(sequence)
+    return sequence
+
+
+def prefix(program: Program, runs: int) -> list[dict[str, object]]:
+    firsts, seconds = [], []
+    for i in range(runs):
+        engine = Engine(program)
+        prompt = [(7919 * j + i) % 5000 for j in range(PROMPT)]
+        for into in (firsts, seconds):
+            sequence = ask(engine, prompt, 1)
+            ended(engine, [sequence])
+            into.append(sequence.metrics().ttft_s)
+        say(f"  prefix: run {i + 1} of {runs}: {firsts[-1]:.2f} s, {seconds[-1]:.4f} s")
+    share = 100 * statistics.median(seconds) / statistics.median(firsts)
+    return [
+        {"what": f"first token after {PROMPT} tokens, new", "figure": Spread.of(firsts), "unit": "s"},
+        {"what": "the same again, from the prefix cache", "figure": Spread.of(seconds), "unit": "s"},
+        {"what": "the second as a share of the first", "figure": share, "unit": "%", "bar": "<= 1"},
+    ]
+
+
+def drafts(program: Program, runs: int) -> list[dict[str, object]]:
+    rng = np.random.default_rng(0)
+    source = rng.integers(0, 50_000, ANSWER).tolist()
+    edited = [int(rng.integers(0, 50_000)) if rng.random() < 0.03 else t for t in source]
+    rows = []
+    for name, text, bar in (
+        ("copy-edit, 3 words in 100 changed", [*source, 7, *edited], ">= 1.8"),
+        ("text without repeats", rng.integers(0, 50_000, 2 * ANSWER + 1).tolist(), ">= 0.97"),
+    ):
+        rates: dict[str, list[float]] = {"plain": [], "drafts": []}
+        for i in range(runs):
+            for kind, into in rates.items():
+                engine = Engine(Dictated(program, text), drafter="ngram" if kind == "drafts" else None)
+                sequence = ask(engine, text[: ANSWER + 1], ANSWER - 1)
+                ended(engine, [sequence])
+                assert sequence.generated == text[ANSWER + 1 : 2 * ANSWER]
+                into.append(sequence.metrics().decode_rate)
+            say(f"  {name}: run {i + 1} of {runs}: {rates['plain'][-1]:.1f}, {rates['drafts'][-1]:.1f}")
+        ratio = statistics.median(d / p for d, p in zip(rates["drafts"], rates["plain"], strict=True))
+        rows += [
+            {"what": f"{name}, plain", "figure": Spread.of(rates["plain"]), "unit": "tokens/s"},
+            {"what": f"{name}, n-gram drafts", "figure": Spread.of(rates["drafts"]), "unit": "tokens/s"},
+            {"what": f"{name}, ratio", "figure": ratio, "unit": "", "bar": bar},
+        ]
+    return rows
+
+
+def stall(program: Program, runs: int) -> list[dict[str, object]]:
+    calm, busy = [], []
+    for i in range(runs):
+        engine = Engine(program, drafter=None)
+        stream = ask(engine, [5, 6, 7], 4000)
+        gaps = [_timed(engine.step) for _ in range(40)][8:]
+        long = ask(engine, [(7919 * j + i) % 5000 for j in range(LONG)], 1)
+        during = []
+        while long.n_generated == 0:
+            during.append(_timed(engine.step))
+        engine.finish(stream, "abort")
+        calm.append(statistics.median(gaps))
+        busy.append(float(np.quantile(during, 0.99)))
+        say(f"  stall: run {i + 1} of {runs}: {calm[-1] * 1e3:.1f} ms, then {busy[-1] * 1e3:.1f} ms")
+    ratio = statistics.median(b / c for b, c in zip(busy, calm, strict=True))
+    return [
+        {"what": "between tokens, median, alone", "figure": Spread.of(calm), "unit": "s"},
+        {"what": f"between tokens, p99, while {LONG} tokens arrive", "figure": Spread.of(busy), "unit": "s"},
+        {"what": "ratio", "figure": ratio, "unit": "", "bar": "<= 2"},
+    ]
+
+
+def overhead(program: Program, runs: int) -> list[dict[str, object]]:
+    shares = []
+    for _ in range(runs):
+        timed = Dictated(program, list(range(400)))
+        engine = Engine(timed)
+        sequences = [ask(engine, [i + 1] * 8, 64) for i in range(16)]
+        engine.step()
+        timed.took_s, begun = 0.0, perf_counter()
+        ended(engine, sequences)
+        shares.append(100 * (1 - timed.took_s / (perf_counter() - begun)))
+    return [
+        {"what": "outside the program, 16 sequences", "figure": Spread.of(shares), "unit": "%", "bar": "< 5"}
+    ]
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begun = perf_counter()
+    call()
+    return perf_counter() - begun
+
+
+SUITES = {"prefix": prefix, "drafts": drafts, "stall": stall, "overhead": overhead}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="qwen3-0.6b", help="a shape of bench/models.py")
+    parser.add_argument("--form", default="Q4_0")
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES))
+    args = parser.parse_args()
+    about = machine()
+    plan, weights = build(open_checkpoint(model_file(args.shape, args.form)))
+    program = CpuBackend(threads=args.threads).compile(plan, weights, Memory(600))
+    rows = [row for name in args.only for row in SUITES[name](program, args.runs)]
+    report(f"the engine, {args.shape} {args.form}", about, ("what", "figure", "unit", "bar"), rows)
+
+
+if __name__ == "__main__":
+    main()
