@@ -109,6 +109,7 @@ class Finished:
     stop_reason: str | int | None = None
     index: int = 0
     prompt_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # none for the first token
 
 
 Event = Delta | Finished

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeGuard
 
 from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, Metrics, TokenLogprob, ToolCall
+from kvasir.engine.stats import Stats
 from kvasir.errors import UsageError
 from kvasir.runner.model import Model
 from kvasir.runner.stream import Stream
@@ -42,6 +43,7 @@ class RequestOutput:
     outputs: tuple[Completion, ...]
     metrics: Metrics
     finished: bool = True
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
 
     @property
     def text(self) -> str:
@@ -160,6 +162,10 @@ class LLM:
         """One embedding a text, as the model's pooling gives it."""
         return self._model.embed([texts] if isinstance(texts, str) else list(texts))
 
+    def stats(self) -> Stats:
+        """What was computed so far, what was saved, and how full the KV cache is."""
+        return self._model.stats()
+
     def close(self) -> None:
         self._model.close()
 
@@ -267,6 +273,7 @@ class _Gathering:
             ),
             metrics=ends[-1].metrics if ends else Metrics(),
             finished=len(ends) == len(self.ends),
+            prompt_logprobs=next((e.prompt_logprobs for e in ends if e.prompt_logprobs), ()),
         )
 
 

@@ -48,6 +48,7 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None  # for each token of the prompt, as logprobs for those of the answer
     structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +58,7 @@ class SamplingParams:
         object.__setattr__(self, "top_k", max(self.top_k, 0) if _is_int(self.top_k) else self.top_k)
         for name, low, high, whole in RANGES:
             value = getattr(self, name)
-            if value is None and name in ("seed", "max_tokens", "logprobs"):
+            if value is None and name in ("seed", "max_tokens", "logprobs", "prompt_logprobs"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise UsageError(f"{name} must be {'an integer' if whole else 'a number'}, got {value!r}")
@@ -101,6 +102,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("max_tokens", 1, 2**31 - 1, True),
     ("min_tokens", 0, 2**31 - 1, True),
     ("logprobs", 0, 20, True),
+    ("prompt_logprobs", 0, 20, True),
 )
 
 

@@ -21,6 +21,7 @@ from kvasir.engine.drafts import Drafter, NgramDrafter, Speculation
 from kvasir.engine.masks import Masks, permit
 from kvasir.engine.scheduler import Part, Scheduler
 from kvasir.engine.sequence import Sequence
+from kvasir.engine.stats import Stats, Totals
 from kvasir.errors import UsageError
 from kvasir.grammar.guide import Allowed, Guide
 from kvasir.sampling import SamplingParams, logprobs, uniform
@@ -63,7 +64,7 @@ class Engine:
         self.program = program
         self.eos_ids = frozenset(i for i in eos_ids if i < self.n_vocab)
         self.pool = BlockPool(memory.n_blocks)
-        self.cost = StepCost()
+        self.cost, self.totals = StepCost(), Totals()
         self.masks = Masks()
         self.scheduler = Scheduler(
             self.pool,
@@ -150,6 +151,7 @@ class Engine:
         """Ends it now (a stop string, a client that left); nothing happens if it has ended already."""
         if sequence.finished is None:
             self.scheduler.finish(sequence, reason)
+            self.totals.ended(sequence, reason)
             if self.speculation:
                 self.speculation.forget(sequence)
 
@@ -157,6 +159,7 @@ class Engine:
         """Computes one step; the tokens it gave, in order: one or more for each sequence whose known tokens
         are all computed.
         """
+        started = perf_counter()
         parts = self.scheduler.schedule()
         if not parts:
             return []
@@ -164,19 +167,24 @@ class Engine:
             self.program.copy_slot(source, target)
         self.scheduler.copies.clear()
         parts = self._with_drafts(parts)
+        counts = [p.n_logits for p in parts]
         masks = self.masks.start(parts)  # computed while the step runs
         begun = perf_counter()
         output = self.program.step(self._batch(parts))
         self.cost.observe(sum(p.n_rows for p in parts), perf_counter() - begun)
         found, first = list[Token](), 0
-        for part in parts:
+        for part, n_logits in zip(parts, counts, strict=True):
+            rows, first = output[first : first + n_logits], first + n_logits
+            if part.sequence.is_scored:
+                _score(part.sequence, rows)
             part.sequence.computed(part.count)
             if part.sequence.n_pending == 0:
-                rows = output[first : first + 1 + len(part.drafts)]
-                found += self._verify(part, rows, masks.get(part.sequence))
-                first += 1 + len(part.drafts)
+                found += self._verify(
+                    part, rows[len(rows) - 1 - len(part.drafts) :], masks.get(part.sequence)
+                )
             if part.sequence.finished is None:
                 self._keep(part.sequence)
+        self.totals.stepped(sum(p.n_rows for p in parts), len(found), perf_counter() - started)
         return found
 
     def _with_drafts(self, parts: list[Part]) -> list[Part]:
@@ -254,6 +262,28 @@ class Engine:
         """Raises Bug unless every cache block is accounted for."""
         self.scheduler.check()
 
+    def stats(self) -> Stats:
+        """What it has done and how full it is."""
+        t, pool = self.totals, self.pool
+        return Stats(
+            n_running=len(self.scheduler.running),
+            n_waiting=self.scheduler.n_waiting,
+            n_blocks=pool.n_blocks,
+            n_blocks_free=pool.n_free,
+            n_blocks_kept=pool.n_idle,
+            n_steps=t.n_steps,
+            n_rows=t.n_rows,
+            n_prompt=t.n_prompt,
+            n_cached=t.n_cached,
+            n_generated=t.n_generated,
+            n_drafted=t.n_drafted,
+            n_accepted=t.n_accepted,
+            n_preempted=t.n_preempted,
+            n_finished=dict(t.n_finished),
+            busy_s=t.busy_s,
+            age_s=perf_counter() - t.begun_at,
+        )
+
     def _batch(self, parts: list[Part]) -> Batch:
         counts = [p.n_rows for p in parts]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -266,10 +296,7 @@ class Engine:
             [*p.sequence.tokens[a : a + p.count], *p.drafts] for p, a in zip(parts, firsts, strict=True)
         ]
         wanted = [
-            row
-            for n, p in enumerate(parts)
-            if p.count == p.sequence.n_pending
-            for row in range(starts[n + 1] - 1 - len(p.drafts), starts[n + 1])
+            row for n, p in enumerate(parts) for row in range(starts[n + 1] - p.n_logits, starts[n + 1])
         ]
         return Batch(
             tokens=np.concatenate([np.asarray(t, np.int32) for t in tokens]),
@@ -309,6 +336,16 @@ class Engine:
             reason = "length"
         logprob = _logprob(own, token_id, params.logprobs) if own is not None else None
         return Token(sequence, token_id, reason, logprob)
+
+
+def _score(sequence: Sequence, rows: Floats) -> None:
+    """Takes the log probabilities of its prompt from the rows [n, V] that begin at its first uncomputed
+    token.
+    """
+    for position, row in enumerate(rows, sequence.n_computed + 1):
+        if position < sequence.n_prompt:
+            entry = _logprob(logprobs(row), sequence.tokens[position], sequence.params.prompt_logprobs)
+            sequence.scored(position, entry)
 
 
 def _logprob(own: np.ndarray, token_id: int, count: int | None) -> TokenLogprob:

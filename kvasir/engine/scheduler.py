@@ -18,6 +18,8 @@ from kvasir.engine.radix import Node, Radix
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import CapacityError
 
+SCORED_ROWS = 32  # of a prompt whose log probabilities are wanted, a step: logits are many numbers
+LOOK_AHEAD = 32  # waiting sequences of a tenant that may pass one which had better wait
 PATIENCE = 1.8  # a step with decodes may take so many times as long for the chunks of prompts that ride along
 
 
@@ -32,6 +34,13 @@ class Part:
     @property
     def n_rows(self) -> int:
         return self.count + len(self.drafts)
+
+    @property
+    def n_logits(self) -> int:
+        """Rows at its end that want logits; to be asked before the step counts as computed."""
+        if self.sequence.is_scored:
+            return self.n_rows
+        return 1 + len(self.drafts) if self.count == self.sequence.n_pending else 0
 
 
 class Scheduler:
@@ -175,7 +184,7 @@ class Scheduler:
             key=lambda q: (-q[0].priority, self._given.get(q[0].tenant, 0), q[0].asked_at),
         )
         for queue in heads:
-            for sequence in queue:
+            for sequence in queue[:LOOK_AHEAD]:
                 path = self._known(sequence)
                 if self._reuse and self._is_under_way(sequence, len(path)):
                     continue
@@ -192,7 +201,8 @@ class Scheduler:
 
     def _known(self, sequence: Sequence) -> list[Node]:
         """The path of the prefix cache that the sequence can begin with."""
-        path = self.radix.match(sequence.realm, sequence.tokens) if self._reuse else []
+        reuse = self._reuse and not sequence.is_scored
+        path = self.radix.match(sequence.realm, sequence.tokens) if reuse else []
         while self._use_slots and path and path[-1].slot < 0:
             path.pop()
         return path
@@ -200,7 +210,7 @@ class Scheduler:
     def _is_under_way(self, sequence: Sequence, n_known: int) -> bool:
         """Whether the next block of its prompt is being computed by another sequence right now."""
         start, stop = n_known * BLOCK, (n_known + 1) * BLOCK
-        if stop >= len(sequence.tokens):
+        if stop >= len(sequence.tokens) or sequence.is_scored:
             return False
         wanted = sequence.tokens[:stop]
         return any(
@@ -247,6 +257,8 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, budget: int) -> int:
         """How many of its pending tokens go into this step."""
         count = min(sequence.n_pending, budget)
+        if sequence.is_scored:
+            count = min(count, SCORED_ROWS)
         if self._use_slots and self._reuse:  # chunks end where a snapshot can be taken
             stop = sequence.n_computed + count
             border = min(stop, len(sequence.tokens) - 1) // BLOCK * BLOCK

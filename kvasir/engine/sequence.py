@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from kvasir.backends.base import BLOCK
-from kvasir.chat import FinishReason, Metrics
+from kvasir.chat import FinishReason, Metrics, TokenLogprob
 from kvasir.engine.radix import Node
 from kvasir.grammar.guide import Guide
 from kvasir.sampling import SamplingParams
@@ -38,6 +38,7 @@ class Sequence:
     n_accepted: int = 0
     n_filed: int = 0
     node: Node | None = None
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     snapshot: Node | None = None  # after which the newest state of its answer is kept
     guide: Guide | None = None  # what the answer is held to
     blocks: list[int] = field(default_factory=list)
@@ -63,6 +64,15 @@ class Sequence:
     @property
     def generated(self) -> list[int]:
         return self.tokens[self.n_prompt :]
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the log probabilities of its prompt are wanted and not all known; once for all answers."""
+        return (
+            self.params.prompt_logprobs is not None
+            and self.index == 0
+            and len(self.prompt_logprobs) < self.n_prompt
+        )
 
     @property
     def realm(self) -> str:
@@ -97,6 +107,11 @@ class Sequence:
 
     def hold(self, blocks: list[int]) -> None:
         self.blocks += blocks
+
+    def scored(self, position: int, logprob: TokenLogprob) -> None:
+        """The log probability of its prompt's token at `position`; nothing new after a preemption."""
+        if position == len(self.prompt_logprobs):
+            self.prompt_logprobs.append(logprob)
 
     def computed(self, count: int) -> None:
         self.n_computed += count

@@ -22,6 +22,7 @@ from kvasir.checkpoint.open import open_checkpoint
 from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine, Token
 from kvasir.engine.sequence import Sequence
+from kvasir.engine.stats import Stats
 from kvasir.errors import Bug, CapacityError, KvasirError, UsageError
 from kvasir.grammar.compile import Grammars
 from kvasir.models import build
@@ -222,6 +223,10 @@ class Model:
         self.prompter.close()
         self._grammars.close()
 
+    def stats(self) -> Stats:
+        """What the engine has done and how full it is.  From any thread, at any time."""
+        return self._engine.stats()
+
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for.  Only while idle."""
         with self._step_lock:
@@ -301,7 +306,8 @@ class Model:
             stop_reason = sequence.tokens[-1]
         metrics = sequence.metrics()
         prompt = tuple(sequence.tokens[: sequence.n_prompt])
-        answer.stream.put(Finished(reason, metrics, stop_reason, sequence.index, prompt))
+        scores = tuple(sequence.prompt_logprobs) if sequence.params.prompt_logprobs is not None else ()
+        answer.stream.put(Finished(reason, metrics, stop_reason, sequence.index, prompt, scores))
 
     def _abort(self, doomed: Callable[[_Answer], bool], tell: bool = True) -> None:
         for answer in [a for a in self._answers.values() if doomed(a)]:

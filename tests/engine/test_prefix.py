@@ -185,3 +185,35 @@ def test_no_schedule_changes_an_answer(
     engine.scheduler.radix.clear()
     engine.check()
     assert engine.pool.n_free == n_blocks
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_its_rows_however_it_is_cut():
+    prompt = [(5 * i) % 60 for i in range(90)]
+    wish = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=1)
+    found = []
+    for step_tokens, n_slots in ((512, 0), (7, 0), (40, 3)):
+        engine = Engine(FakeProgram(40, n_slots=n_slots), step_tokens=step_tokens)
+        first, again, plain = ask(engine, prompt, wish), ask(engine, prompt, wish), ask(engine, prompt)
+        drain(engine)
+        assert first.prompt_logprobs == again.prompt_logprobs and again.n_cached == 0
+        assert plain.prompt_logprobs == [None] and plain.generated[:3] == first.generated
+        found.append(first.prompt_logprobs)
+    assert found[0] == found[1] == found[2] and len(found[0]) == 90 and found[0][0] is None
+    likely = expected(prompt[:40], 1)[0]
+    assert found[0][40].token_id == prompt[40]
+    assert found[0][40].top[0][0] == likely
+
+
+def test_stats_add_up():
+    engine = Engine(FakeProgram(40))
+    sequences = [ask(engine, [3] * 40), ask(engine, [3] * 40), ask(engine, [4] * 10)]
+    engine.step()
+    engine.finish(sequences[2], "abort")
+    assert engine.stats().n_running + engine.stats().n_waiting == 2
+    drain(engine)
+    stats = engine.stats()
+    assert stats.n_finished == {"abort": 1, "length": 2}
+    assert stats.n_generated == sum(s.n_generated for s in sequences)
+    assert (stats.n_prompt, stats.n_cached, stats.occupancy) == (90, 32, 0.0)
+    assert stats.n_blocks_kept == engine.pool.n_idle and stats.busy_s <= stats.age_s
+    assert stats.n_rows >= 40 + 8 + 10 + 2 * 11
