@@ -267,6 +267,10 @@ class Model:
                 self._deliver(token)
         except Exception as e:  # whatever broke the step must reach its clients, and must not end the thread
             error = e if isinstance(e, KvasirError) else Bug(f"a step of {self.info.name} failed: {e!r}")
+            if isinstance(e, MemoryError):
+                error = CapacityError(
+                    f"no memory was left for a step of {self.info.name}", hint="ask for less"
+                )
             for stream in {a.stream for a in self._answers.values()}:
                 stream.put(error)
             self._abort(lambda _: True, tell=False)

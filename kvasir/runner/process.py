@@ -19,6 +19,7 @@ import threading
 from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic, sleep
 
 from kvasir import faults
 from kvasir.chat import ChatRequest, Delta, Event, Finished
@@ -31,6 +32,7 @@ from kvasir.runner.stream import Stream
 from kvasir.settings import read_settings
 
 BEAT_S = 1.0
+PACE_S = 0.004  # between two frames: steps of a small model are shorter, and each frame wakes two threads
 TOKENIZERS = 8  # threads; one long prompt, or a large schema, does not hold up the others
 PR_SET_PDEATHSIG = 1
 BROKEN = 70  # the exit status then: EX_SOFTWARE of sysexits.h
@@ -88,16 +90,20 @@ class Outbox:
             self._changed.notify()
 
     def _run(self) -> None:
-        closing = False
+        closing, sent_at = False, 0.0
         while not closing:
             with self._changed:
                 if not (self._frames or self._fresh or self._closing):
                     self._changed.wait(BEAT_S)
+            if (early_s := sent_at + PACE_S - monotonic()) > 0:
+                sleep(early_s)
+            with self._changed:
                 frames, self._frames = self._frames, []
                 batch, self._batch = self._batch, Batch(Pulse())
                 self._fresh, closing = False, self._closing
             batch.pulse = self.pulse()
             faults.reach("runner.send")
+            sent_at = monotonic()
             data = b"".join((*frames, messages.encode(batch)))
             try:
                 self._channel.sendall(data)

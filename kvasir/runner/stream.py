@@ -33,6 +33,7 @@ class Stream:
         self._forward: Callable[[Event | KvasirError], None] | None = None
         self._changed = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._told = False  # the waiter has been woken and has not slept since
 
     def cancel(self) -> None:
         """Asks the engine to drop the request and free its cache blocks before its next step."""
@@ -46,8 +47,9 @@ class Stream:
                 return
             self._events.append(event)
             self._changed.notify()
-            if self._waiter:
+            if self._waiter and not self._told:
                 loop, flag = self._waiter
+                self._told = True
                 with suppress(RuntimeError):  # the consumer's loop is closed: nobody reads this any more
                     loop.call_soon_threadsafe(flag.set)
 
@@ -79,6 +81,7 @@ class Stream:
                 event = self._events.popleft() if self._events else None
                 if event is None:
                     flag.clear()
+                    self._told = False
             if event is None:
                 await flag.wait()
             else:

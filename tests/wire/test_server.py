@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from kvasir.api.server import MAX_BODY, House, server
-from kvasir.errors import Bug, CapacityError, CheckpointError, KvasirError
+from kvasir.errors import Bug, CapacityError, CheckpointError, KvasirError, Lost
 from kvasir.settings import Address
 from tests.wire.fake import FakeModel, FakeModels
 
@@ -390,6 +390,44 @@ def test_bad_requests_do_not_disturb_good_ones() -> None:
         for t in threads:
             t.join()
     assert texts == ["x" * 60] * 8
+
+
+def test_a_full_house_says_when_to_come_again() -> None:
+    model = FakeModel(words=["x"] * 100, pace_s=0.02)
+    with serving(model, max_requests=2) as url:
+        threads = [threading.Thread(target=ask, args=(url,), kwargs={"prompt": "x"}) for _ in range(2)]
+        for t in threads:
+            t.start()
+        while len(model.requests) < 2:
+            time.sleep(0.01)
+        for stream in (True, False):
+            r = ask(url, prompt="x", stream=stream)
+            assert r.status_code == 503 and int(r.headers["retry-after"]) >= 1
+            assert r.json() == {"error": "2 requests are being answered or wait (try again later)"}
+        for t in threads:
+            t.join()
+        assert ask(url, prompt="x", stream=False).ok
+
+
+def test_what_loading_is_at_can_be_seen() -> None:
+    loader = FakeModels(FakeModel(), load_s=0.5)
+    with serving(FakeModel(), loader=loader) as url:
+        thread = threading.Thread(target=ask, args=(url,), kwargs={"prompt": "x"})
+        thread.start()
+        while not (models := requests.get(f"{url}/api/ps").json()["models"]):
+            time.sleep(0.01)
+        assert models[0]["name"] == "mead:latest" and models[0]["stage"] == "reading the file"
+        thread.join()
+        (model,) = requests.get(f"{url}/api/ps").json()["models"]
+        assert "stage" not in model and model["expires_at"]
+
+
+def test_a_process_that_is_lost_is_no_secret() -> None:
+    lost = Lost("the process of mead ended: killed by signal 9", hint="ask again")
+    with serving(FakeModel(words=["a", lost], pace_s=0.05)) as url:
+        lines = [json.loads(line) for line in ask(url, prompt="x").text.splitlines()]
+        assert lines[-1] == {"error": "the process of mead ended: killed by signal 9 (ask again)"}
+        assert ask(url, prompt="x", stream=False).status_code == 500
 
 
 def test_aliases() -> None:
