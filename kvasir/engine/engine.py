@@ -23,7 +23,7 @@ from kvasir.engine.scheduler import Part, Scheduler
 from kvasir.engine.sequence import Sequence
 from kvasir.engine.stats import Stats, Totals
 from kvasir.errors import UsageError
-from kvasir.grammar.guide import Allowed, Guide
+from kvasir.grammar.guide import Guide
 from kvasir.sampling import SamplingParams, logprobs, uniform
 
 STEP_TOKENS = 512  # rows a step at most: long enough to be limited by arithmetic, short enough to share
@@ -204,19 +204,19 @@ class Engine:
         drafts = {s: s.allowed(g)[:n] for (s, n), g in zip(wanted, guesses, strict=True)}
         return [replace(p, drafts=drafts.get(p.sequence, ())) for p in parts]
 
-    def _verify(self, part: Part, rows: Floats, masks: Future[list[Allowed]] | None) -> list[Token]:
+    def _verify(self, part: Part, rows: Floats, masks: Future[list[Floats]] | None) -> list[Token]:
         """The tokens that the rows of a part give: one after the known tokens, and one after each draft as
         long as the drafts are what was chosen.
         """
         sequence, found = part.sequence, list[Token]()
         try:
-            allowed = masks.result() if masks else [None] * len(rows)
+            bars = masks.result() if masks else [None] * len(rows)
         except UsageError as error:
             self.finish(sequence, "abort")
             return [Token(sequence, -1, "abort", error=error)]
         for n, (row, draft) in enumerate(zip(rows, (*part.drafts, None), strict=True), 1):
-            found.append(self._extend(sequence, row, allowed[n - 1]))
-            if found[-1].finished or found[-1].token_id != draft or n == len(allowed):
+            found.append(self._extend(sequence, row, bars[n - 1]))
+            if found[-1].finished or found[-1].token_id != draft or n == len(bars):
                 break
             sequence.computed(1)
         if part.drafts and self.speculation:
@@ -309,9 +309,9 @@ class Engine:
             logit_rows=np.asarray(wanted, np.int32),
         )
 
-    def _extend(self, sequence: Sequence, row: Floats, allowed: Allowed | None) -> Token:
-        """Chooses the sequence's next token from its logits [V], one of those `allowed`, and appends it; says
-        whether it is the last.
+    def _extend(self, sequence: Sequence, row: Floats, bars: Floats | None) -> Token:
+        """Chooses the sequence's next token from its logits [V], and appends it; says whether it is the
+        last.  `bars` are added to the logits: -inf for what its constraint forbids.
         """
         params, position = sequence.params, len(sequence.tokens)
         own = logprobs(row) if params.logprobs is not None else None
@@ -320,8 +320,8 @@ class Engine:
             logits[token] += bias
         ends = (self.eos_ids if not params.ignore_eos else frozenset()) | frozenset(params.stop_token_ids)
         unwanted = ends if sequence.n_generated < params.min_tokens else frozenset()
-        if allowed is not None:
-            permit(logits, allowed, unwanted | (self.eos_ids if params.ignore_eos else frozenset()))
+        if bars is not None:
+            permit(logits, bars, unwanted | (self.eos_ids if params.ignore_eos else frozenset()))
         elif unwanted:
             logits[list(unwanted)] = -np.inf
         back = params.repeat_last_n

@@ -19,6 +19,7 @@ from typing import Any
 from kvasir.errors import CapacityError, UsageError
 from kvasir.grammar.gbnf import lark_of
 from kvasir.grammar.guide import Ends, Guide, reason
+from kvasir.grammar.schema import narrowed
 from kvasir.grammar.thinking import Thinking
 from kvasir.structured import Constraint
 from kvasir.text.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ def source_of(constraint: Constraint) -> str:
     matcher, text = library().LLMatcher, constraint.text
     try:
         if constraint.kind in ("json", "schema"):
-            schema = text or '{"type": "object"}'
+            schema = narrowed(text) if text else '{"type": "object"}'
             made = matcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
         elif constraint.kind == "regex":
             made = matcher.grammar_from_regex(text)

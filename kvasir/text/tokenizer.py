@@ -17,6 +17,10 @@ MAX_UNBROKEN = 1 << 20
 _PART = 1 << 18
 _BETWEEN_WORDS = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 _BYTE_OF = byte_alphabet()
+# From the letters of the alphabet to their bytes, as Latin-1; other letters become what that cannot hold.
+_TO_BYTES = {ord(letter): byte for letter, byte in _BYTE_OF.items()} | {
+    code: 0xFFFF for code in range(256) if chr(code) not in _BYTE_OF
+}
 
 
 class Tokenizer:
@@ -139,9 +143,10 @@ class Tokenizer:
         if token_id in self._vocab.added:
             return piece.encode()
         if self._vocab.kind == "bytes":
-            if all(letter in _BYTE_OF for letter in piece):
-                return bytes(_BYTE_OF[letter] for letter in piece)
-            return piece.encode()
+            try:
+                return piece.translate(_TO_BYTES).encode("latin-1")
+            except UnicodeEncodeError:
+                return piece.encode()
         if self._vocab.kind == "words":
             return piece[2:].encode() if piece.startswith("##") else b" " + piece.encode()
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
