@@ -13,13 +13,20 @@
 #include <map>
 #include <stdexcept>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include "attend.h"
+#include "bpe.h"
 #include "decode.h"
 #include "executor.h"
 #include "experts.h"
 #include "ops.h"
 #include "peak.h"
 #include "recurrent.h"
+#include "repack.h"
 #include "sample.h"
 
 namespace nb = nanobind;
@@ -64,8 +71,30 @@ int64_t row_width(Format format, const Rows<uint8_t>& raw, int64_t width) {
     return width;
 }
 
-// `count` matrices, one after another in `raw`, repacked by all threads of the pool.
-std::vector<Matrix> pack_stack(Pool& pool, const std::string& name, Rows<uint8_t> raw, int64_t width, int64_t count) {
+// A stack of `count` matrices over packed bytes that `data` keeps alive.
+std::vector<Matrix> stack_over(Format format, int64_t rows, int64_t width, int64_t count, const std::shared_ptr<const uint8_t>& data) {
+    const size_t each = static_cast<size_t>((rows + kPanel - 1) / kPanel) * panel_bytes(format, width);
+    std::vector<Matrix> all;
+    for (int64_t m = 0; m < count; m++)
+        all.push_back(view(format, rows, width, std::shared_ptr<const uint8_t>(data, data.get() + static_cast<size_t>(m) * each)));
+    return all;
+}
+
+// Gives back the pages of a mapped file that [begin, end) lies in, up to the page of `end`: they can be had again from the file.
+void drop_pages(const uint8_t* begin, const uint8_t* end) {
+#ifdef __linux__
+    static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t first = reinterpret_cast<uintptr_t>(begin) / page * page, last = reinterpret_cast<uintptr_t>(end) / page * page;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+#else
+    (void)begin, (void)end;
+#endif
+}
+
+// `count` matrices, one after another in `raw`, repacked by all threads of the pool. `mapped`: raw lies in a file that is mapped
+// read-only, and its pages are given back as they are done, so that a weight is in memory once.
+std::vector<Matrix> pack_stack(Pool& pool, const std::string& name, Rows<uint8_t> raw, int64_t width, int64_t count, bool mapped) {
+    constexpr size_t kDropped = 1 << 20;  // bytes of the file to give back at a time
     Format format = format_named(name);
     row_width(format, raw, width);
     int64_t rows = static_cast<int64_t>(raw.shape(0)) / count;
@@ -75,18 +104,61 @@ std::vector<Matrix> pack_stack(Pool& pool, const std::string& name, Rows<uint8_t
     const uint8_t* from = raw.data();
     nb::gil_scoped_release free;
     auto data = zeros(static_cast<size_t>(panels * count) * each);
-    pool.split(panels * count, 8, [&](int64_t begin, int64_t end, int) {
+    auto few = static_cast<int64_t>(kDropped / (row_bytes * kPanel));
+    int64_t grain = std::max<int64_t>(8, std::min(few, panels * count / (4 * pool.threads())));
+    pool.split(panels * count, grain, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end;) {
             int64_t m = i / panels, first = i % panels, last = std::min(panels, first + end - i);
-            pack_panels(format, from + static_cast<size_t>(m * rows) * row_bytes, rows, width, first, last,
-                        data.get() + static_cast<size_t>(m * panels) * each);
+            const uint8_t* matrix = from + static_cast<size_t>(m * rows) * row_bytes;
+            pack_panels(format, matrix, rows, width, first, last, data.get() + static_cast<size_t>(m * panels) * each);
+            if (mapped)
+                drop_pages(matrix + static_cast<size_t>(first * kPanel) * row_bytes,
+                           matrix + static_cast<size_t>(std::min(rows, last * kPanel)) * row_bytes);
             i += last - first;
         }
     });
-    std::vector<Matrix> all;
-    for (int64_t m = 0; m < count; m++)
-        all.push_back(view(format, rows, width, std::shared_ptr<const uint8_t>(data, data.get() + static_cast<size_t>(m * panels) * each)));
-    return all;
+    return stack_over(format, rows, width, count, data);
+}
+
+// Bytes of `count` packed matrices; 0 for a shape that cannot be, and -1 for one beyond 2^60.
+int64_t stack_bytes(const std::string& name, int64_t rows, int64_t width, int64_t count) {
+    constexpr int64_t kMost = int64_t{1} << 60;
+    Format format;
+    if (rows < 1 || width < 1 || count < 1 || !format_from_name(name.c_str(), format) || raw_row_bytes(format, width) == 0) return 0;
+    if (rows > kMost / 8 || width > kMost / 64) return -1;
+    const auto each = static_cast<int64_t>(panel_bytes(format, width)), panels = (rows + kPanel - 1) / kPanel;
+    return panels > kMost / each || count > kMost / (panels * each) ? -1 : panels * each * count;
+}
+
+// The same from bytes packed before, read-only and kept alive by the matrices: a cache that is mapped.
+std::vector<Matrix> view_stack(const std::string& name, Flat<uint8_t> packed, int64_t rows, int64_t width, int64_t count) {
+    Format format = format_named(name);
+    if (stack_bytes(name, rows, width, count) != static_cast<int64_t>(packed.size()))
+        throw std::invalid_argument("the packed bytes are not as many as the shape needs");
+    if (reinterpret_cast<uintptr_t>(packed.data()) % 64) throw std::invalid_argument("packed bytes must begin on a cache line");
+    auto keep = std::make_shared<Flat<uint8_t>>(packed);
+    return stack_over(format, rows, width, count, std::shared_ptr<const uint8_t>(keep, packed.data()));
+}
+
+// Its packed bytes, read-only.
+nb::object packed_bytes(const Matrix& w) {
+    auto* held = new std::shared_ptr<const uint8_t>(w.data);
+    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<const uint8_t>*>(p); });
+    size_t shape[1] = {w.bytes()};
+    return nb::cast(nb::ndarray<nb::numpy, const uint8_t>(w.data.get(), 1, shape, owner));
+}
+
+// Maps what is in the page cache already, and begins to read what is not, without a fault for each page later.
+void populate(Flat<uint8_t> bytes) {
+#ifdef __linux__
+    constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14; older kernels refuse it, and fault
+    constexpr size_t kPiece = 64 << 20;
+    nb::gil_scoped_release free;
+    for (size_t at = 0; at < bytes.size(); at += kPiece)
+        if (madvise(const_cast<uint8_t*>(bytes.data()) + at, std::min(kPiece, bytes.size() - at), kPopulateRead) != 0) return;
+#else
+    (void)bytes;
+#endif
 }
 
 Matrix pack_alone(const std::string& name, Rows<uint8_t> raw, int64_t width) {
@@ -157,6 +229,65 @@ double bandwidth(int64_t megabytes, int threads) {
         best = std::max(best, static_cast<double>(bytes) / took.count());
     }
     return best;
+}
+
+// Strings of a GGUF file, held while they are used.
+struct HeldStrings {
+    HeldStrings(Flat<uint8_t> bytes, Flat<int64_t> ends) : bytes(std::move(bytes)), ends(std::move(ends)) {
+        int64_t last = 0;
+        for (size_t i = 0; i < this->ends.size(); last = this->ends.data()[i++])
+            if (this->ends.data()[i] < last + 8 || this->ends.data()[i] > static_cast<int64_t>(this->bytes.size()))
+                throw std::invalid_argument("strings that do not lie one after another");
+    }
+    Strings all() const { return {bytes.data(), ends.data(), static_cast<int64_t>(ends.size())}; }
+
+    Flat<uint8_t> bytes;
+    Flat<int64_t> ends;
+};
+
+class HeldBpe {
+   public:
+    HeldBpe(Flat<uint8_t> tokens, Flat<int64_t> token_ends, Flat<uint8_t> merges, Flat<int64_t> merge_ends, bool whole)
+        : tokens_(std::move(tokens), std::move(token_ends)), bpe_(made(tokens_, {std::move(merges), std::move(merge_ends)}, whole)) {}
+
+    int find(const std::string& token) const { return bpe_.find(token); }
+
+    std::vector<int32_t> encode(const std::vector<std::string>& pieces) const {
+        nb::gil_scoped_release free;
+        std::vector<int32_t> ids;
+        for (const std::string& piece : pieces) bpe_.encode(piece, ids);
+        return ids;
+    }
+
+   private:
+    static Bpe made(const HeldStrings& tokens, const HeldStrings& merges, bool whole) {
+        nb::gil_scoped_release free;
+        return Bpe(tokens.all(), merges.all(), whole);
+    }
+
+    HeldStrings tokens_;
+    Bpe bpe_;
+};
+
+nb::ndarray<nb::numpy, int64_t> string_ends_of(Flat<uint8_t> data, int64_t n, int64_t most) {
+    auto* ends = new std::vector<int64_t>(string_ends(data.data(), static_cast<int64_t>(data.size()), n, most));
+    nb::capsule owner(ends, [](void* p) noexcept { delete static_cast<std::vector<int64_t>*>(p); });
+    size_t shape[1] = {ends->size()};
+    return nb::ndarray<nb::numpy, int64_t>(ends->data(), 1, shape, owner);
+}
+
+void bind_text(nb::module_& m) {
+    nb::class_<HeldBpe>(m, "Bpe")
+        .def(nb::init<Flat<uint8_t>, Flat<int64_t>, Flat<uint8_t>, Flat<int64_t>, bool>(), "tokens"_a, "token_ends"_a, "merges"_a,
+             "merge_ends"_a, "whole"_a)
+        .def("find", &HeldBpe::find)
+        .def("encode", &HeldBpe::encode);
+    m.def("string_ends", &string_ends_of, "data"_a, "n"_a, "most"_a);
+    m.def("first_not_utf8", [](Flat<uint8_t> data, Flat<int64_t> ends) {
+        const HeldStrings strings(std::move(data), std::move(ends));
+        nb::gil_scoped_release free;
+        return first_not_utf8(strings.all());
+    });
 }
 
 bool supports(const std::string& isa) {
@@ -346,6 +477,7 @@ NB_MODULE(KVASIR_MODULE, m) {
     using namespace kvasir;
     nb::set_leak_warnings(false);
     m.attr("isa") = KVASIR_TEXT(KVASIR_ISA_NS);
+    m.attr("layout") = kLayout;
     m.def("supports", &supports, "isa"_a);
     nb::class_<Pool>(m, "Pool")
         .def(nb::init<int>(), "threads"_a)
@@ -358,7 +490,8 @@ NB_MODULE(KVASIR_MODULE, m) {
     nb::class_<Matrix>(m, "Matrix")
         .def_prop_ro("format", [](const Matrix& w) { return format_name(w.format); })
         .def_prop_ro("shape", [](const Matrix& w) { return nb::make_tuple(w.rows, w.width); })
-        .def_prop_ro("n_bytes", &Matrix::bytes);
+        .def_prop_ro("n_bytes", &Matrix::bytes)
+        .def_prop_ro("packed", &packed_bytes);
     nb::class_<Cache>(m, "Cache").def("__init__", [](Cache* c, const std::string& format, int kv_heads, int64_t k_width, int64_t v_width, int64_t n_blocks) {
         new (c) Cache(kv_format_from_name(format), kv_heads, k_width, v_width);
         c->reserve(n_blocks);
@@ -367,8 +500,12 @@ NB_MODULE(KVASIR_MODULE, m) {
     }, "byte"_a, "n_blocks"_a);
     nb::class_<Slots>(m, "Slots").def(nb::init<int64_t, int64_t>(), "n_slots"_a, "width"_a).def("copy", &Slots::copy, "source"_a, "target"_a);
     bind_program(m);
+    bind_text(m);
     m.def("pack", &pack_alone, "format"_a, "raw"_a, "width"_a);
-    m.def("pack_stack", &pack_stack, "pool"_a, "format"_a, "raw"_a, "width"_a, "count"_a);
+    m.def("pack_stack", &pack_stack, "pool"_a, "format"_a, "raw"_a, "width"_a, "count"_a, "mapped"_a = false);
+    m.def("stack_bytes", &stack_bytes, "format"_a, "rows"_a, "width"_a, "count"_a);
+    m.def("view_stack", &view_stack, "format"_a, "packed"_a, "rows"_a, "width"_a, "count"_a);
+    m.def("populate", &populate, "bytes"_a);
     m.def("linear", &linear_alone, "matrix"_a, "x"_a, "threads"_a = 1);
     m.def("prepared", &prepared_alone, "matrix"_a, "x"_a);
     m.def("decode", &decode_rows, "format"_a, "raw"_a, "width"_a);

@@ -6,6 +6,10 @@
 
 namespace kvasir {
 inline namespace KVASIR_ISA_NS {
+// Raise it when panels change in a way that a matrix of 27 x 512 does not show: packed weights that lie on disk are known by
+// what `pack` makes of one in each format, and by this number (kvasir/backends/packed.py).
+constexpr int kLayout = 1;
+
 namespace repack {
 
 // 32 weights of one row, between the file and the panel.

@@ -1,4 +1,7 @@
-"""Every switch of the environment: one typed table, ten at most.  A value that does not parse is fatal."""
+"""Every switch of the environment: one typed table, ten at most and one for tests.
+
+A value that does not parse is fatal.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ class Settings:
     keep_alive_s: float = 300.0
     cache_gb: float | None = None
     kv: str = "f16"
+    packed_gb: float = 10.0
     debug: int = 0
     check: bool = False
     faults: tuple[Fault, ...] = ()
@@ -108,6 +112,10 @@ def _gigabytes(text: str) -> float:
     return value
 
 
+def _gigabytes_or_none(text: str) -> float:
+    return 0.0 if text == "0" else _gigabytes(text)
+
+
 def _keep_alive(text: str) -> float:
     """Like the API's keep_alive; a bare integer is seconds here."""
     return keep_alive_s(int(text) if text.removeprefix("-").isdigit() and text.isascii() else text)
@@ -128,6 +136,9 @@ SWITCHES: tuple[Switch, ...] = (
            "memory for the KV cache of a model; without it, a share of what is free"),
     Switch("KVASIR_KV", "kv", _choice(*KV_FORMATS), "f16|q8_0|f32",
            "the format of the KV cache; q8_0 takes half of f16's memory"),
+    Switch("KVASIR_PACKED_GB", "packed_gb", _gigabytes_or_none, "number",
+           "disk for repacked weights, so that a large model's next start takes a fraction of a second: "
+           "in ~/.cache/kvasir/packed (or XDG_CACHE_HOME), at most 10; 0 keeps none"),
     Switch("KVASIR_DEBUG", "debug", _integer(0, 4), "0..4",
            "1 loads and batches; 2 a line a step; 3 time and bandwidth an op; 4 min/max/mean of each value"),
     Switch("KVASIR_CHECK", "check", _flag, "0|1",

@@ -21,11 +21,10 @@ def switches_page() -> str:
     """docs/switches.md."""
     return (
         "# Switches\n\n"
-        f"Every variable of the environment that Kvasir reads: {len(SWITCHES)}, and ten at most. A value\n"
-        "that does not parse ends the program with an error; an empty value counts as not set; a `KVASIR_*`\n"
-        "variable that nothing reads is warned of. `make docs` writes this from `kvasir/settings.py`.\n\n"
-        + settings_table()
-        + "\n## Fault points\n\n"
+        f"Every variable of the environment that Kvasir reads: {len(SWITCHES)}; ten at most,\n"
+        "but for tests. A value that does not parse ends the program with an error; an empty value\n"
+        "counts as not set; a `KVASIR_*` variable that nothing reads is warned of. `make docs` writes\n"
+        "this from `kvasir/settings.py`.\n\n" + settings_table() + "\n## Fault points\n\n"
         "`KVASIR_FAULT=runner.decode@mead:17:kill` kills the process that runs mead at its 17th step of\n"
         "that kind. Several go with commas between; without `@MODEL` every model is meant; a further `:2`\n"
         "means the first two processes of a model only, so that the third one lives.\n\n" + faults.table()

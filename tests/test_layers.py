@@ -14,7 +14,7 @@ LAYERS = (
     ("errors",),
     ("durations", "faults"),
     ("settings",),
-    ("structured",),
+    ("structured", "native"),
     ("plan", "quant", "sampling"),
     ("chat",),
     ("text", "store", "checkpoint"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -15,42 +13,17 @@ import numpy as np
 from kvasir.backends.base import Batch, Floats, Memory
 from kvasir.backends.cpu_compile import Compiled, build
 from kvasir.backends.cpu_threads import cores
+from kvasir.backends.packed import Packed
 from kvasir.checkpoint.tensor import Tensor
-from kvasir.errors import Bug, CapacityError, UsageError
+from kvasir.errors import Bug, CapacityError
+from kvasir.native import BUILDS, kernels, load
 from kvasir.plan import Op, Plan, ops
 from kvasir.sampling import SamplingParams
 from kvasir.settings import read_settings
 
+__all__ = ["BUILDS", "CpuBackend", "CpuProgram", "kernels", "load"]
+
 log = logging.getLogger("kvasir.cpu")
-
-BUILDS = ("avx2", "portable")  # best first; CMakeLists.txt makes them
-
-
-@cache
-def load(isa: str) -> Any:
-    """The extension module built for `isa`: one of BUILDS, or "auto" for the best this CPU runs.
-
-    Raises UsageError for a build that this CPU or this installation lacks.
-    """
-    try:
-        portable = importlib.import_module("kvasir._cpu_portable")
-    except ImportError as error:
-        raise UsageError(f"the CPU kernels are not built: {error}", hint="run `pip install -e .`") from None
-    usable = [name for name in BUILDS if portable.supports(name) and _is_built(name)]
-    if isa == "auto":
-        isa = usable[0]
-    if isa not in usable:
-        raise UsageError(f"KVASIR_ISA={isa}: this machine runs {', '.join(usable)}")
-    return importlib.import_module(f"kvasir._cpu_{isa}")
-
-
-def _is_built(name: str) -> bool:
-    return importlib.util.find_spec(f"kvasir._cpu_{name}") is not None
-
-
-def kernels() -> Any:
-    """The extension module that KVASIR_ISA asks for: `pack`, `linear`, `prepared`, `decode`, `sample`, ..."""
-    return load(read_settings().isa)
 
 
 class CpuBackend:
@@ -58,25 +31,28 @@ class CpuBackend:
 
     `threads`: at most one a physical core (KVASIR_THREADS, else all); `oversubscribe`: more (tests).
     `as_reference`: kinds of ops to run as their reference although they have kernels.
+    `packed`: where the repacked weights of the model that is compiled first are kept on disk.
     """
 
     name = "cpu"
 
     def __init__(
         self, threads: int | None = None, isa: str | None = None, *, oversubscribe: bool = False,
-        as_reference: Collection[type[Op]] = (),
+        as_reference: Collection[type[Op]] = (), packed: Packed | None = None,
     ) -> None:  # fmt: skip
         settings = read_settings()
         self.kernels = load(isa or settings.isa)
         self.most = 1 << 10 if oversubscribe else cores()
         self.as_reference = frozenset(as_reference)
+        self.packed = packed
         wanted = threads or settings.threads or cores()
         self.pool = self.kernels.Pool(threads=max(1, min(wanted, self.most)))
 
     def compile(self, plan: Plan, weights: Mapping[str, Tensor], memory: Memory) -> CpuProgram:
         """The plan ready to run: weights repacked, memory reserved.  Raises CapacityError."""
+        packed, self.packed = self.packed, None
         try:
-            compiled = build(self.kernels, self.pool, plan, weights, memory, self.as_reference)
+            compiled = build(self.kernels, self.pool, plan, weights, memory, self.as_reference, packed)
         except MemoryError:
             raise CapacityError(
                 f"no memory for {plan.name} with {memory.n_blocks} cache blocks",

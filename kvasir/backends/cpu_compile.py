@@ -10,6 +10,8 @@ import numpy as np
 
 from kvasir.backends import reference
 from kvasir.backends.base import BLOCK, Batch, Floats, Memory
+from kvasir.backends.packed import Packed
+from kvasir.checkpoint.files import is_mapped
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan, State, Value, Weight, ops
 from kvasir.plan.passes import Layout, layout, slots
@@ -48,6 +50,7 @@ class Emitter:
     native: Any
     values: dict[int, Any]
     slots: dict[int, int]
+    packed: Packed | None = None
     states: dict[str, Any] = field(default_factory=dict)
     seat: Seat = field(default_factory=Seat)
 
@@ -59,11 +62,16 @@ class Emitter:
         return None if w is None else np.array(self.weights[w.name].floats(), np.float32).ravel()
 
     def matrices(self, w: Weight, count: int = 1) -> list[Any]:
-        """The weight repacked for its kernel, by all threads; `count` matrices of a stack of experts."""
+        """The weight as its kernel reads it; `count` matrices of a stack of experts."""
+        if self.packed is None:
+            return self.pack(w, count)[1]
+        return self.packed.matrices(self.kernels, w.name, w.shape, count, lambda: self.pack(w, count))
+
+    def pack(self, w: Weight, count: int) -> tuple[str, list[Any]]:
+        """The weight's format, and the weight repacked by all threads."""
         t = self.weights[w.name]
-        return list(
-            self.kernels.pack_stack(self.pool, t.format.name, np.ascontiguousarray(t.raw), w.shape[-1], count)
-        )
+        raw, form = np.ascontiguousarray(t.raw), t.format.name
+        return form, list(self.kernels.pack_stack(self.pool, form, raw, w.shape[-1], count, is_mapped(raw)))
 
     def slot_state(self, s: State, width: int) -> Any:
         if s.name not in self.states:
@@ -73,14 +81,16 @@ class Emitter:
 
 def build(
     kernels: Any, pool: Any, plan: Plan, weights: Mapping[str, Tensor], memory: Memory,
-    as_reference: frozenset[type[Op]],
+    as_reference: frozenset[type[Op]], packed: Packed | None = None,
 ) -> Compiled:  # fmt: skip
     """The plan as a native program.  Ops not in EMIT, and `as_reference`, run as their reference."""
+    if packed:
+        packed.open(kernels)
     placed = layout(plan)
     native = kernels.Program(
         pool=pool, widths=list(placed.widths), output_rows=_output_rows(plan), limits=_limits(plan, memory)
     )
-    e = Emitter(kernels, pool, plan, weights, memory, native, _values(kernels, placed), slots(plan))
+    e = Emitter(kernels, pool, plan, weights, memory, native, _values(kernels, placed), slots(plan), packed)
     emitted, referenced = {}, set()
     for i, op in enumerate(plan.ops):
         if isinstance(op, ops.Columns) and plan.output != op.out:
@@ -90,6 +100,8 @@ def build(
             referenced.add(op.kind)
             emit = by_reference
         emitted[i] = emit(e, op)
+    if packed:
+        packed.keep()
     return Compiled(native, e.values, emitted, frozenset(referenced), e.seat, e.states)
 
 

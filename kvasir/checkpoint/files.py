@@ -57,6 +57,14 @@ def map_file(path: Path) -> Bytes:
         raise CheckpointError(f"{path.name}: cannot be read: {_reason(e)}") from None
 
 
+def is_mapped(array: Bytes) -> bool:
+    """Whether the bytes are a file's, mapped read-only: their pages can be given back and had again."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap)
+
+
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, a file of that folder itself.
 

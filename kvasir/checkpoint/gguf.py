@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,9 +25,11 @@ import numpy.typing as npt
 from kvasir.checkpoint.files import map_file
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import CheckpointError
+from kvasir.native import extension
 from kvasir.quant.formats import BY_GGML_TYPE, UNREAD_GGML_TYPES
 
 Bytes = npt.NDArray[np.uint8]
+Ends = npt.NDArray[np.int64]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -58,23 +59,26 @@ PART_NAME = re.compile(r"^(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf
 
 
 class Strings(Sequence[str]):
-    """The strings of an array, decoded all at once when the first is asked for.
+    """The strings of an array, decoded one by one, or all at once when all are asked for.
 
+    `data` has them one after another, each behind the eight bytes of its length; `ends` is where each ends.
     Mutable: remembers what it decoded.  Raises CheckpointError, on first use, for bytes that are not UTF-8.
     """
 
-    def __init__(self, data: Bytes, ends: array[int], where: str):
-        self._data, self._ends, self._where = data, ends, where
+    def __init__(self, data: Bytes, ends: Ends, where: str):
+        self.data, self.ends, self._where = data, ends, where
         self._texts: list[str] | None = None
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
+        if self._texts is None and isinstance(index, int) and 0 <= index < len(self):
+            return self._one(index)
         return self.texts()[index]
 
     def __iter__(self) -> Iterator[str]:
@@ -86,12 +90,19 @@ class Strings(Sequence[str]):
     def __repr__(self) -> str:
         return f"<{len(self)} strings of {self._where}>"
 
+    def _one(self, index: int) -> str:
+        begin = int(self.ends[index - 1]) + 8 if index else 8
+        try:
+            return self.data[begin : int(self.ends[index])].tobytes().decode()
+        except UnicodeDecodeError:
+            raise CheckpointError(f"{self._where}: string {index} is not UTF-8") from None
+
     def texts(self) -> list[str]:
         """All of them, as a list that belongs to this object."""
         if self._texts is None:
-            raw, start, texts = self._data.tobytes(), 8, []
+            raw, start, texts = self.data.tobytes(), 8, []
             try:
-                for end in self._ends:
+                for end in self.ends.tolist():
                     texts.append(raw[start:end].decode())
                     start = end + 8
             except UnicodeDecodeError:
@@ -199,27 +210,32 @@ class _Reader:
 
     def strings(self, n: int, what: str) -> Strings:
         """Steps over `n` strings, noting where each ends; they are decoded when used."""
-        start, size, view, length = self.at, self.size, self.view, struct.Struct("<Q").unpack_from
-        at, ends = start, array("q")
-        append = ends.append
-        try:
-            for _ in range(n):
-                (bytes_here,) = length(view, at)
-                at += 8 + bytes_here
-                if bytes_here > MAX_TOKEN_BYTES or at > size:
-                    break
-                append(at - start)
-        except struct.error:
-            pass
+        start, kernels = self.at, extension()
+        rest = self.data[start:]
+        ends: Ends = kernels.string_ends(rest, n, MAX_TOKEN_BYTES) if kernels else string_ends(rest, n)
         if len(ends) < n:
             where = f"{what}, string {len(ends)} of {n}"
-            self.at = start + (ends[-1] if ends else 0)
+            self.at = start + (int(ends[-1]) if len(ends) else 0)
             bytes_here = self.count(where)
             if bytes_here > MAX_TOKEN_BYTES:
                 raise self.bad(f"{where} is {bytes_here} bytes long, at most {MAX_TOKEN_BYTES} are allowed")
             self.need(bytes_here, where)
-        self.at = at
+        self.at = at = start + (int(ends[-1]) if n else 0)
         return Strings(self.data[start:at], ends, f"{self.name}: {what}")
+
+
+def string_ends(data: Bytes, n: int) -> Ends:
+    """Where each of `n` strings ends, as far as they lie in `data` and are not too long."""
+    at, size, view, length, ends = 0, len(data), memoryview(data.data), struct.Struct("<Q").unpack_from, []
+    for _ in range(n):
+        if at + 8 > size:
+            break
+        (bytes_here,) = length(view, at)
+        at += 8 + bytes_here
+        if bytes_here > MAX_TOKEN_BYTES or at > size:
+            break
+        ends.append(at)
+    return np.array(ends, np.int64)
 
 
 @dataclass(frozen=True)

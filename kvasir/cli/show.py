@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kvasir.backends.cpu import kernels
 from kvasir.backends.cpu_threads import cores
+from kvasir.backends.packed import cache_folder, kept_bytes
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.cli.parser import Parser
 from kvasir.errors import ModelError, UsageError
@@ -71,6 +72,9 @@ def summary(info: ModelInfo) -> str:
         "quantization": info.quantization,
         "file": str(info.path),
     }
+    kept = kept_bytes(info.path)
+    if kept:
+        model["repacked"] = f"{kept / 1e6:,.0f} MB in {cache_folder()} (KVASIR_PACKED_GB)"
     lines = ["  Model", *(f"    {name:<20}{value}" for name, value in model.items()), ""]
     lines += ["  Capabilities", *(f"    {name}" for name in info.capabilities), ""]
     if info.license:

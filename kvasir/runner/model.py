@@ -16,9 +16,10 @@ from kvasir import faults
 from kvasir.backends.base import BLOCK, Backend, Memory
 from kvasir.backends.cpu import CpuBackend
 from kvasir.backends.cpu_check import CheckedBackend
+from kvasir.backends.packed import Packed, cache_folder, source_of
 from kvasir.backends.reference import Reference
 from kvasir.chat import ChatRequest, Delta, Finished, FinishReason
-from kvasir.checkpoint.open import open_checkpoint
+from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine, Token
 from kvasir.engine.sequence import Sequence
@@ -33,7 +34,7 @@ from kvasir.runner.prompt import Prompter, tokenizer_of
 from kvasir.runner.pulse import Pacer, Pulse
 from kvasir.runner.stream import Stream
 from kvasir.runner.watch import watched
-from kvasir.settings import KV_FORMATS, read_settings
+from kvasir.settings import KV_FORMATS, Settings, read_settings
 from kvasir.store.names import find
 from kvasir.text.stream import TextStream
 from kvasir.text.tokenizer import Tokenizer
@@ -111,7 +112,8 @@ class Model:
             memory = memory_for(plan, kv_format or switches.kv, n_blocks, switches.cache_gb)
             progress("repacking the weights")
             faults.reach("runner.repack")
-            runs_on = backend_named(backend, threads, switches.check)
+            packed = packed_for(checkpoint, switches) if backend == "cpu" else None
+            runs_on = backend_named(backend, threads, switches.check, packed)
             program = runs_on.compile(plan, weights, memory)
             drafter: ModelDrafter | Literal["ngram"] = "ngram"
             if draft:
@@ -327,10 +329,30 @@ class Model:
             self._changed.notify()
 
 
-def backend_named(name: str, threads: int | None, check: bool = False) -> Backend:
+def packed_for(checkpoint: Checkpoint, switches: Settings) -> Packed | None:
+    """Where the repacked weights of a model are kept, as KVASIR_PACKED_GB says."""
+    if not switches.packed_gb:
+        return None
+
+    def say(line: str) -> None:
+        if switches.debug:
+            print(f"kvasir: {line}", file=sys.stderr)
+
+    try:
+        source = source_of(checkpoint)
+    except OSError as error:
+        say(f"repacked weights are not kept: {error}")
+        return None
+    quota = int(switches.packed_gb * 1e9)
+    return Packed(cache_folder(), source, quota, switches.check, say=say)
+
+
+def backend_named(
+    name: str, threads: int | None, check: bool = False, packed: Packed | None = None
+) -> Backend:
     """The backend called `name`: cpu or reference.  `check`: the CPU's ops are held to their reference."""
     if name == "cpu":
-        backend = CpuBackend(threads=threads)
+        backend = CpuBackend(threads=threads, packed=packed)
         return CheckedBackend(backend) if check else backend
     if name == "reference":
         return Reference()

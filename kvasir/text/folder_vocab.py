@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as Core
 
 from kvasir.errors import CheckpointError, ModelError
+from kvasir.text.encoders import LibraryEncoder
 from kvasir.text.pretokenizers import KNOWN_PATTERNS
 from kvasir.text.vocab import MAX_TOKEN_BYTES, MAX_TOKENS, Cut, Kind, Vocab, end_ids
 
@@ -53,7 +54,7 @@ def vocab_from_folder(
     if bos_id is None and isinstance(generation.get("bos_token_id"), int):
         bos_id = generation["bos_token_id"]
     return Vocab(
-        core=core,
+        encoder=LibraryEncoder(core),
         pieces=pieces,
         kind=kind,
         added=frozenset(added),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
 from kvasir.errors import CheckpointError, ModelError
+from kvasir.text.encoders import ByteLevelEncoder, Encoder, LibraryEncoder, StringTable, quick_bpe
 from kvasir.text.pretokenizers import PRES, byte_level
 from kvasir.text.vocab import MAX_TOKEN_BYTES, MAX_TOKENS, Cut, Kind, Vocab, end_ids
 
@@ -48,6 +52,10 @@ class _Keys:
         for name, values in (("token_type", self.types), ("scores", self.scores)):
             if values and len(values) != len(self.tokens):
                 raise CheckpointError(f"{_KEY}{name} has {len(values)} values for {len(self.tokens)} tokens")
+        kinds = self.get("token_type")
+        if not isinstance(kinds, np.ndarray) or len(kinds) != len(self.tokens):
+            kinds = np.asarray(self.types, np.float64)
+        self._kinds: npt.NDArray[Any] = kinds
 
     def get(self, name: str) -> object:
         return self._metadata.get(_KEY + name)
@@ -94,11 +102,14 @@ class _Keys:
         return pairs
 
     def of_type(self, *types: _Type) -> list[int]:
-        wanted = set(map(int, types))
-        return [i for i, kind in enumerate(self.types) if kind in wanted]
+        found: list[int] = np.flatnonzero(np.isin(self._kinds, list(map(int, types)))).tolist()
+        return found
 
     def _strings(self, name: str) -> Sequence[str]:
-        values = _listed(self.get(name), _KEY + name)
+        found = self.get(name)
+        if isinstance(found, StringTable) and isinstance(found, Sequence):  # its reader has checked them
+            return cast(Sequence[str], _few(found, _KEY + name))
+        values = _listed(found, _KEY + name)
         if any(type(value) is not str for value in values):
             raise CheckpointError(f"{_KEY}{name} is not an array of strings")
         if values and len(max(values, key=len).encode("utf-8", "surrogatepass")) > MAX_TOKEN_BYTES:
@@ -106,7 +117,10 @@ class _Keys:
         return cast(Sequence[str], values)
 
     def _numbers(self, name: str) -> Sequence[float]:
-        values = _listed(self.get(name), _KEY + name)
+        found = self.get(name)
+        values = _listed(found, _KEY + name)
+        if isinstance(found, np.ndarray) and found.ndim == 1 and found.dtype.kind in "iuf":
+            return values
         if any(type(v) not in (int, float) for v in values):
             raise CheckpointError(f"{_KEY}{name} is not an array of numbers")
         return cast(Sequence[float], values)
@@ -119,9 +133,13 @@ def _listed(value: object, key: str) -> Sequence[Any]:
     values = tolist() if tolist is not None else value
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise CheckpointError(f"{key} is a {type(value).__name__}, not an array")
+    return list(_few(values, key))
+
+
+def _few(values: Sequence[Any], key: str) -> Sequence[Any]:
     if len(values) > MAX_TOKENS:
         raise CheckpointError(f"{key} has {len(values):,} values, the limit is {MAX_TOKENS:,}")
-    return list(values)
+    return values
 
 
 def vocab_from_gguf(metadata: Mapping[str, object]) -> Vocab:
@@ -145,14 +163,22 @@ def _byte_level(keys: _Keys) -> Vocab:
     pre = PRES.get(name)
     if pre is None:
         raise ModelError(f"unknown pre-tokenizer {name!r}", hint=f"known: {', '.join(sorted(PRES))}")
-    merges = keys.merges()
-    if not merges:
+    given = keys.get("merges")
+    if given is None or (isinstance(given, Sequence) and not len(given)):
         raise CheckpointError(f"{_KEY}merges is missing or empty")
-    core = Core(models.BPE(_ids(keys), merges, ignore_merges=pre.whole, cache_capacity=10_000))
-    core.pre_tokenizer = byte_level(pre)
-    if pre.nfc:
-        core.normalizer = normalizers.NFC()
-    return _finish(core, keys, "bytes", bos=pre.bos, cut="before")
+    words, normalizer = byte_level(pre), normalizers.NFC() if pre.nfc else None
+    bpe = quick_bpe(keys.get("tokens"), given, pre.whole)
+
+    def quick(special: Sequence[str], user: Sequence[str]) -> Encoder:
+        return ByteLevelEncoder(bpe, words, normalizer, special, user)
+
+    if bpe is not None:
+        return _finish(quick, keys, "bytes", bos=pre.bos, cut="before")
+    core = Core(models.BPE(_ids(keys), keys.merges(), ignore_merges=pre.whole, cache_capacity=10_000))
+    core.pre_tokenizer = words
+    if normalizer:
+        core.normalizer = normalizer
+    return _finish(partial(LibraryEncoder, core), keys, "bytes", bos=pre.bos, cut="before")
 
 
 def _pieces(keys: _Keys) -> Vocab:
@@ -174,7 +200,7 @@ def _pieces(keys: _Keys) -> Vocab:
     if not any("▁" in keys.tokens[i].lstrip("▁") for i in plain):
         core.pre_tokenizer = pre_tokenizers.Split(Regex("▁+[^▁]*|[^▁]+"), "isolated")
         cut = "at" if prefixed else "before"
-    return _finish(core, keys, "pieces", bos=True, cut=cut, strips_space=prefixed)
+    return _finish(partial(LibraryEncoder, core), keys, "pieces", bos=True, cut=cut, strips_space=prefixed)
 
 
 def _unigram(keys: _Keys) -> Vocab:
@@ -190,7 +216,7 @@ def _unigram(keys: _Keys) -> Vocab:
     core.normalizer = normalizers.Sequence(steps)
     prefixed = keys.flag("add_space_prefix", True)
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if prefixed else "never")
-    return _finish(core, keys, "pieces", eos=True, strips_space=prefixed)
+    return _finish(partial(LibraryEncoder, core), keys, "pieces", eos=True, strips_space=prefixed)
 
 
 def _words(keys: _Keys) -> Vocab:
@@ -210,11 +236,13 @@ def _words(keys: _Keys) -> Vocab:
     core = Core(models.WordPiece({t: i for i, t in enumerate(spelled) if t}, unk_token=unknown))
     core.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return _finish(core, keys, "words", spelled, bos=True, sep=True, strips_space=True)
+    return _finish(
+        partial(LibraryEncoder, core), keys, "words", spelled, bos=True, sep=True, strips_space=True
+    )
 
 
 def _finish(
-    core: Core,
+    make: Callable[[Sequence[str], Sequence[str]], Encoder],
     keys: _Keys,
     kind: Kind,
     spelled: Sequence[str] | None = None,
@@ -229,14 +257,13 @@ def _finish(
     spelled = spelled if spelled is not None else keys.tokens
     control = [i for i in keys.of_type(_Type.CONTROL, _Type.UNKNOWN) if spelled[i]]
     user = [i for i in keys.of_type(_Type.USER) if spelled[i]]
-    core.add_special_tokens([AddedToken(spelled[i], normalized=False, special=True) for i in control])
-    core.add_tokens([AddedToken(spelled[i], normalized=False, special=False) for i in user])
+    encoder = make([spelled[i] for i in control], [spelled[i] for i in user])
     bos_id = keys.id("bos_token_id")
     eos_id = keys.id("eos_token_id")
     if sep:  # BERT: CLS and SEP, under names that changed over time; the key's spelling is the format's
-        bos_id = _first(bos_id, keys.id("cls_token_id"), core.token_to_id("[CLS]"))
+        bos_id = _first(bos_id, keys.id("cls_token_id"), encoder.token_id("[CLS]"))
         eos_id = _first(
-            keys.id("seperator_token_id"), keys.id("sep_token_id"), eos_id, core.token_to_id("[SEP]")
+            keys.id("seperator_token_id"), keys.id("sep_token_id"), eos_id, encoder.token_id("[SEP]")
         )
     named = [keys.id(f"{name}_token_id") for name in ("eos", "eot", "eom")] + ([eos_id] if sep else [])
     listed = [int(i) for i in _listed(keys.get("eos_token_ids"), _KEY + "eos_token_ids")]
@@ -244,7 +271,7 @@ def _finish(
     suffix = (eos_id,) if eos_id is not None and keys.flag("add_eos_token", eos or sep) else ()
     special = {spelled[i]: i for i in control}
     return Vocab(
-        core=core,
+        encoder=encoder,
         pieces=spelled,
         kind=kind,
         added=frozenset(control) | frozenset(user),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -33,7 +32,6 @@ class Tokenizer:
     def __init__(self, vocab: Vocab):
         self._vocab = vocab
         self._bytes: dict[int, bytes] = {}
-        self._lock = threading.Lock()
         self.n_vocab = len(vocab.pieces)
         self.bos_id = vocab.bos_id
         self.eos_id = vocab.eos_id
@@ -91,7 +89,7 @@ class Tokenizer:
 
     def spellings(self) -> list[bytes]:
         """The bytes of every token."""
-        return [self.token_bytes(i) for i in range(self.n_vocab)]
+        return [self.token_bytes(i) for i, _ in enumerate(self._vocab.pieces)]
 
     def special(self, token_id: int) -> bool:
         """True for a control token: a marker for the model, not text."""
@@ -104,8 +102,7 @@ class Tokenizer:
 
     def token_id(self, piece: str) -> int | None:
         """The id of a token by its spelling in the vocabulary, such as "<|im_end|>"."""
-        found: int | None = self._vocab.core.token_to_id(piece)
-        return found
+        return self._vocab.encoder.token_id(piece)
 
     def _parts(self, text: str) -> Iterator[str]:
         """The text in parts whose ids, joined, are its ids.
@@ -127,16 +124,12 @@ class Tokenizer:
         yield text[start:]
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
-        core = self._vocab.core
         try:
-            with self._lock:
-                core.encode_special_tokens = not parse_special
-                ids: list[int] = core.encode(text, add_special_tokens=False).ids
+            return self._vocab.encoder.encode(text, parse_special)
         except BaseException as error:  # a panic of the library is no Exception
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise ModelError(f"the model's tokenizer cannot read this text: {error}") from None
-        return ids
 
     def _spell(self, token_id: int) -> bytes:
         piece = self.piece(token_id)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenizers import Tokenizer as Core
+from kvasir.text.encoders import Encoder
 
 Kind = Literal["bytes", "pieces", "words"]
 Cut = Literal["none", "before", "at"]
@@ -26,8 +26,8 @@ END_NAMES = frozenset(
 class Vocab:
     """What a file says about its tokens.
 
-    `core` turns text into ids without adding any; `pieces[id]` is the token as the file spells it, None where
-    there is none.  `kind` says how a spelling becomes bytes: `bytes` GPT-2's alphabet of 256 letters,
+    `encoder` turns text into ids without adding any; `pieces[id]` is the token as the file spells it, None
+    where there is none.  `kind` says how a spelling becomes bytes: `bytes` GPT-2's alphabet of 256 letters,
     `pieces` SentencePiece (▁ is a space, <0x0A> a byte), `words` WordPiece.
     `strips_space`: the first space of a text is not the text's: the vocabulary adds it.  `cut` says where
     a long text may be cut between two words without changing its ids: before the space, or at it (the space
@@ -35,7 +35,7 @@ class Vocab:
     `added` are spelled as they are, whatever the kind; `special` are those that are not text.
     """
 
-    core: Core
+    encoder: Encoder
     pieces: Sequence[str | None]
     kind: Kind
     added: frozenset[int]

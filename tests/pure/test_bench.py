@@ -32,7 +32,7 @@ def test_a_file_of_any_shape_is_a_model(arch: str, form: str, tmp_path: Path) ->
     plan, weights = build(checkpoint)
     assert plan.n_vocab == TINY.vocab
     assert all(weights[name].n_bytes for name in plan.weights)
-    assert vocab_from_gguf(checkpoint.metadata).core.encode("hello world").ids
+    assert vocab_from_gguf(checkpoint.metadata).encoder.encode("hello world", True)
 
 
 def test_mixes_are_those_of_llama_quantize() -> None:

@@ -216,7 +216,7 @@ def test_tokens_that_are_not_text(tmp_path: Path) -> None:
     tokens = open_checkpoint(write(tmp_path / "m.gguf", data)).metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, Strings) and len(tokens) == 4
     with pytest.raises(CheckpointError, match="string 3 is not UTF-8"):
-        tokens[0]
+        tokens[3]
 
 
 def split(folder: Path, n: int = 3, total: int | None = None) -> Path:
