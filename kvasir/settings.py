@@ -17,6 +17,8 @@ from kvasir.errors import UsageError
 from kvasir.faults import Fault, parse
 
 DEFAULT_PORT = 11434
+MAX_REQUESTS = 512  # that a server answers and keeps waiting together; more are refused
+GRACE_S = 25.0  # for answers under way when a server is to stop: a container is killed after 30
 ISAS = ("auto", "portable", "avx2")
 KV_FORMATS = ("f16", "q8_0", "f32")
 

@@ -13,10 +13,10 @@ from typing import Protocol, TypeVar
 
 from kvasir.api.loaded import Answer, Loaded
 from kvasir.errors import Busy, CapacityError, KvasirError
+from kvasir.settings import MAX_REQUESTS
 
 T = TypeVar("T")
 FOREVER = timedelta(days=365 * 100)
-MAX_REQUESTS = 512  # under way and waiting together; more are refused
 
 
 class InThread(Protocol):

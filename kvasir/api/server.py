@@ -29,13 +29,13 @@ from kvasir.api.drain import Draining
 from kvasir.api.loaded import Answer, Loaded
 from kvasir.api.names import NotHere, resolve
 from kvasir.api.ollama import Asked, Reply
-from kvasir.api.residents import MAX_REQUESTS, Held, Loader, Residents
+from kvasir.api.residents import Held, Loader, Residents
 from kvasir.chat import Event, Finished
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.errors import Bug, Busy, CapacityError, KvasirError, Lost
 from kvasir.runner.inspect import ModelInfo, describe
 from kvasir.runner.prompt import template_source
-from kvasir.settings import Address
+from kvasir.settings import GRACE_S, MAX_REQUESTS, Address
 from kvasir.store.names import find, listing
 
 T = TypeVar("T")
@@ -43,7 +43,6 @@ log = logging.getLogger("kvasir")
 
 MAX_BODY = 8 << 20  # more than any context holds
 BODY_STALL_S = 20.0  # a body that brings nothing for so long is given up
-GRACE_S = 25.0  # for answers under way when the server is to stop: a container is killed after 30
 HEADER_S = 10.0  # a request's head must be complete within
 MAX_HEADER = 64 << 10
 THREADS = 8  # for checking requests

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import kvasir
 from kvasir.api.doors import is_loopback
-from kvasir.api.residents import MAX_REQUESTS
-from kvasir.api.server import GRACE_S, House, server
 from kvasir.cli.parser import Parser
 from kvasir.errors import UsageError
-from kvasir.runner.client import ModelProcess
-from kvasir.runner.memory import budget_bytes
-from kvasir.runner.registry import Models
-from kvasir.settings import Address, Settings, parse_address
+from kvasir.runner.spawn import Started
+from kvasir.settings import GRACE_S, MAX_REQUESTS, Address, Settings, parse_address
 from kvasir.store.names import find, listing
 
 LISTENING = "0A"  # a state in /proc/net/tcp
@@ -72,25 +65,14 @@ def command(words: Sequence[str], settings: Settings) -> int:
         )
     aliases = dict(_alias(text) for text in values.alias)
     listener = listen(address)
-    logging.basicConfig(
-        level=logging.INFO if settings.debug else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
-    models = Models(partial(ModelProcess.load, threads=settings.threads, kv_format=settings.kv))
-    budget = int(values.memory * 1e9) if values.memory else budget_bytes()
-    house = House(models, settings.keep_alive_s, aliases, address.host, budget, values.queue)
-    bound = Address(address.host, listener.getsockname()[1])
-    print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
     # The server ends its answers first and then lets the signal through to us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        server(house, bound, settings.debug > 0, values.grace).run(sockets=[listener])
-    finally:
-        house.close()
-        for model in models.loaded():
-            model.close()
-        if models.n_loading:  # its process ends with this one; its thread would keep us waiting
-            os._exit(0)
+    spare = Started("the first model")  # it imports what a model needs while we import what a server needs
+    bound = Address(address.host, listener.getsockname()[1])
+    print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
+    from kvasir.cli.serving import run  # noqa: PLC0415  half a second, in which clients may already knock
+
+    run(listener, bound, aliases, values, settings, spare)
     return 0
 
 

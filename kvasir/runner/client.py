@@ -16,16 +16,15 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from pathlib import Path
 from time import monotonic
 
-import kvasir
 from kvasir.chat import ChatRequest
 from kvasir.errors import CapacityError, KvasirError, Lost
 from kvasir.runner import messages
 from kvasir.runner.inspect import ModelInfo
 from kvasir.runner.messages import Answer, Batch, Failed, Frame, Frames, Load, Progress, Ready, error_of
 from kvasir.runner.pulse import Pulse, Watch, outside
+from kvasir.runner.spawn import Started
 from kvasir.runner.stream import Stream
 
 log = logging.getLogger("kvasir")
@@ -86,18 +85,14 @@ class _Asked:
 
 
 class ModelProcess:
-    """A loaded model behind a pipe.  Thread-safe.
-
-    One thread starts the process, reads what it says and sees it end: Linux ends a child with the *thread*
-    that made it, if asked to (`process.depend_on`), so that thread must live as long as the child.
-    """
+    """A loaded model behind a pipe.  Thread-safe.  One thread reads what the process says and sees it end."""
 
     info: ModelInfo
     has_template: bool
     load_s: float
     referenced: frozenset[str]
 
-    def __init__(self, wishes: Load, progress: Callable[[str], None] = lambda stage: None):
+    def __init__(self, wishes: Load, progress: Callable[[str], None], started: Started):
         self.name, self._wishes, self._progress = wishes.name, wishes, progress
         self.pulse = Pulse()
         self._lock, self._loaded = threading.Lock(), threading.Event()
@@ -107,13 +102,11 @@ class ModelProcess:
         self._n_ids, self._closing = 0, False
         self._error: KvasirError | None = None  # why it takes no more requests
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._channel, theirs = socket.socketpair()
+        self._started, self._channel = started, started.channel
         self._inbox = Inbox(self._channel)
         self._inbox.put(messages.encode(wishes))
         self._process: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(
-            target=self._run, args=(theirs,), name=f"runner {self.name}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=f"runner {self.name}", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -129,12 +122,16 @@ class ModelProcess:
         draft: str | None = None,
         nth: int = 1,
         progress: Callable[[str], None] = lambda stage: None,
+        spare: Started | None = None,
     ) -> ModelProcess:
         """Starts a process that loads the model called `name`, and waits until it has.
 
+        `spare` is a process to take for it, if it is still there and nobody has taken it before.
         Raises what `Model.load` raises, and Lost when the process ended meanwhile; none is left then.
         """
-        model = cls(Load(name, backend, threads, context, n_blocks, kv_format, draft, nth), progress)
+        wishes = Load(name, backend, threads, context, n_blocks, kv_format, draft, nth)
+        started = spare if spare and spare.take() else Started(name)
+        model = cls(wishes, progress, started)
         try:
             while not model._loaded.wait(0.2):  # bounded, so that Ctrl-C is heard
                 pass
@@ -243,11 +240,10 @@ class ModelProcess:
 
     # -- the thread of the process ----------------------------------------------------------------
 
-    def _run(self, theirs: socket.socket) -> None:
+    def _run(self) -> None:
         why = ""
         try:
-            with theirs:
-                self._process = start(theirs.fileno(), self.name)
+            self._process = self._started.running()
             why = self._read(self._process)
         except OSError as error:
             why = f"it cannot be started: {error}"
@@ -358,6 +354,7 @@ class ModelProcess:
         self._loaded.set()
         self._inbox.close()
         self._channel.close()
+        self._started.over()
 
     def _reaped(self) -> str:
         """How the process ended."""
@@ -386,24 +383,6 @@ class ModelProcess:
             f"the process of {self.name} ended{when}: {ended}{last}",
             hint="ask again" if loaded else "the log has more",
         )
-
-
-def start(channel: int, name: str) -> subprocess.Popen[bytes]:
-    """A fresh process for the model called `name`, which speaks over the socket `channel`.  Raises OSError.
-
-    It gets a session of its own, so that Ctrl-C in a terminal is the server's to hear.
-    """
-    root = str(Path(kvasir.__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "kvasir.runner.process", str(channel), str(os.getpid()), name],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": path},
-        pass_fds=(channel,),
-        start_new_session=True,
-    )
 
 
 def how(status: int) -> str:

@@ -1,5 +1,5 @@
 """The process of one loaded model: `python -m kvasir.runner.process FD PARENT NAME`, started by
-`kvasir.runner.client`.
+`kvasir.runner.spawn`.
 
 The main thread reads frames, a few threads turn requests into tokens, the engine's thread steps, and one
 thread writes: what has happened since it last wrote goes out as one frame, and once a second a frame goes out

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from glob import glob
 from time import monotonic
 
 SILENT_S = 4.0  # without a sign of life, in a process that also computes nothing
@@ -57,11 +58,12 @@ class Pacer:
 @dataclass(frozen=True)
 class Outside:
     """What the system tells of a process: its state ("R", "S", "T" stopped, "t" under a debugger; "" where it
-    does not tell), CPU seconds used, pages read from disk, and the memory that is its own.
+    does not tell), CPU seconds that its threads had or waited for, pages read from disk, and the memory that
+    is its own.
     """
 
     state: str = ""
-    cpu_s: float = 0.0
+    wanted_s: float = 0.0
     n_read: int = 0
     own_bytes: int = 0
 
@@ -75,9 +77,21 @@ def outside(pid: int) -> Outside:
             pages = file.read().split()
     except OSError:
         return Outside()
-    cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    wanted_s = _wanted_s(pid) or (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     own = (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
-    return Outside(fields[0], cpu_s, int(fields[9]), own)
+    return Outside(fields[0], wanted_s, int(fields[9]), own)
+
+
+def _wanted_s(pid: int) -> float:
+    """CPU seconds of all threads, those included that they waited for: on a crowded machine a process may get
+    next to nothing and is not stuck for that.
+    """
+    total_ns = 0
+    for path in glob(f"/proc/{pid}/task/*/schedstat"):
+        with suppress(OSError, ValueError), open(path) as file:  # the thread may have ended
+            on_cpu, waiting, _ = file.read().split()
+            total_ns += int(on_cpu) + int(waiting)
+    return total_ns / 1e9
 
 
 class Watch:
@@ -102,7 +116,8 @@ class Watch:
     def looked(self, passed_s: float, seen: Outside) -> str:
         """After `passed_s` more seconds the process is `seen`: why it is stuck, "" if nothing says so."""
         passed_s = min(passed_s, 2.0)
-        idle = seen.cpu_s - self._seen.cpu_s < 0.02 * passed_s and seen.n_read == self._seen.n_read
+        wanted_s = abs(seen.wanted_s - self._seen.wanted_s)  # less than before when a thread has ended
+        idle = wanted_s < 0.02 * passed_s and seen.n_read == self._seen.n_read
         self._seen = seen
         self._silent_s += passed_s
         if seen.state == "t":  # a person with a debugger has all the time there is

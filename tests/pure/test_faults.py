@@ -109,7 +109,7 @@ def judged(seconds: int, seen: list[Outside], pulse: Pulse | None) -> tuple[int,
 
 
 def test_who_is_stuck() -> None:
-    busy = [Outside("S", cpu_s=float(i)) for i in range(100)]
+    busy = [Outside("S", wanted_s=float(i)) for i in range(100)]
     reads = [Outside("S", 1.0, n_read=i) for i in range(100)]
     idle, stopped, debugged = [Outside("S", 1.0)], [Outside("T", 1.0)], [Outside("t", 1.0)]
     step, idling = Pulse(steps=5, busy_s=1.0, slowest_s=0.1), Pulse(steps=5)
@@ -126,7 +126,7 @@ def test_who_is_stuck() -> None:
 
 
 def test_a_slow_step_is_no_stuck_one() -> None:
-    busy = [Outside("S", cpu_s=float(i)) for i in range(10)]
+    busy = [Outside("S", wanted_s=float(i)) for i in range(10)]
     for slowest_s, longest_s in ((0.01, 120), (2.0, 2 * MOST_ROWS)):
         fine = Pulse(steps=1, busy_s=longest_s - 1, slowest_s=slowest_s)
         stuck = Pulse(steps=1, busy_s=longest_s + 1, slowest_s=slowest_s)

@@ -1,0 +1,50 @@
+"""`kvasir serve` from the moment it listens to its end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from functools import partial
+from threading import Timer
+
+from kvasir.api.server import House, server
+from kvasir.runner.client import ModelProcess
+from kvasir.runner.memory import budget_bytes
+from kvasir.runner.registry import Models
+from kvasir.runner.spawn import Started
+from kvasir.settings import Address, Settings
+
+SPARE_S = 600.0  # a process that no model was asked for is ended after
+
+
+def run(
+    listener: socket.socket,
+    bound: Address,
+    aliases: Mapping[str, str],
+    values: argparse.Namespace,
+    settings: Settings,
+    spare: Started,
+) -> None:
+    """Answers until a signal ends it.  The first model goes into `spare`."""
+    logging.basicConfig(
+        level=logging.INFO if settings.debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    load = partial(ModelProcess.load, threads=settings.threads, kv_format=settings.kv, spare=spare)
+    models = Models(load)
+    budget = int(values.memory * 1e9) if values.memory else budget_bytes()
+    house = House(models, settings.keep_alive_s, aliases, bound.host, budget, values.queue)
+    timer = Timer(SPARE_S, spare.drop)
+    timer.daemon = True
+    timer.start()
+    try:
+        server(house, bound, settings.debug > 0, values.grace).run(sockets=[listener])
+    finally:
+        house.close()
+        for model in models.loaded():
+            model.close()
+        if models.n_loading:  # its process ends with this one; its thread would keep us waiting
+            os._exit(0)
