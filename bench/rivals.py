@@ -27,6 +27,7 @@ from kvasir.backends.cpu import kernels
 
 USUAL = tuple(f"{s}:{f}" for s in ("qwen3-0.6b", "llama3.2-1b") for f in ("Q4_0", "Q4_K_M", "Q8_0"))
 FLOATS = ("F32", "F16", "BF16")
+PREFILL_BARS = {"Q4_0": 1.7, "Q4_K_M": 1.5, "Q8_0": 1.3}
 
 
 @dataclass(frozen=True)
@@ -53,42 +54,47 @@ class Cell:
     """One figure to be measured for one model.
 
     `ask` gives it; `limit` what the machine would allow, None where no bound is known; `bar` what the median
-    must be of the best rival's, None where nothing was set.  `less`: the smaller the better.
+    must be of the best rival's, or words, None where nothing was set.  `less`: the smaller the better.
     """
 
     what: str
     unit: str
     ask: Callable[[Contender], float | None]
     limit: Callable[[Limits], float] | None = None
-    bar: float | None = None
+    bar: float | str | None = None
     less: bool = False
 
 
 def cells(suite: str, path: str, form: str, shape: str, quick: bool) -> list[Cell]:
     """The figures of a suite."""
     costs = Costs(path)
-    four = 1 if form.startswith("Q4_0") else 2 if form.startswith("Q4") else 3 if form.startswith("Q8") else 4
+    whole = form in FLOATS
     other = shape in ("qwen3moe-3b", "qwen3.5-0.8b")
     if suite == "decode":
         n = 24 if quick else 64
-        bar = 1.15 if other or four < 4 else 1.0
+        bar: float | str = 1.0 if whole and not other else 1.15
+        if shape == "llama3.2-1b" and not whole:
+            bar = "92 % of the limit"
         limit = lambda m: m.bandwidth / costs.n_bytes(n // 2)  # noqa: E731
         return [Cell(f"decode {n}", "tokens/s", lambda c: c.decode(n), limit, bar)]
     if suite == "prefill":
-        bar = 1.15 if other else {1: 1.7, 2: 1.5, 3: 1.3, 4: 1.2}[four]
-        return [prefill(n, costs, form, bar) for n in ([512] if quick else [512, 2048])]
+        bar = 1.15 if other else PREFILL_BARS.get(form, 1.2)
+        return [prefill(n, costs, form, bar) for n in (512, 2048)]
     if suite == "batched":
         bars = {8: 2.0} if other else {4: 1.7, 8: 2.5, 16: 2.5}
         return [batched(n, 16 if quick else 64, costs, form, bars.get(n)) for n in (1, 4, 8, 16)]
     if suite == "long":
-        return [long(past, 4 if quick else 16, costs) for past in ([4096] if quick else [4096, 16384])]
+        return [long(past, 4 if quick else 16, costs) for past in (4096, 16384)]
     if suite == "load":
-        return [fresh(again, "first token of a process", "s", 1.0, load) for again in (False, True)]
+        return [
+            fresh(False, "first token of a process", "s", 1.0, load),
+            fresh(True, "first token of a process", "s", "0.3 s" if shape == "llama3.2-1b" else 1.0, load),
+        ]
     return [fresh(again, "peak memory", "MB", 1.05, memory) for again in (False, True)]
 
 
 def fresh(
-    again: bool, what: str, unit: str, bar: float, of: Callable[[Contender, bool], float | None]
+    again: bool, what: str, unit: str, bar: float | str, of: Callable[[Contender, bool], float | None]
 ) -> Cell:
     """A process of its own; `again`: not the first that loads this file."""
     return Cell(what + (", again" if again else ""), unit, lambda c: of(c, again), bar=bar, less=True)
@@ -147,6 +153,7 @@ def measured(cell: Cell, contenders: Sequence[Contender], rounds: int, threads: 
     known = [x for x in others if x]
     if ours and known:
         row["of the best"] = ours / (min(known) if cell.less else max(known))
+    if known or isinstance(cell.bar, str):
         row["bar"] = cell.bar
     if shares:
         row["per cent of the limit"] = Spread.of(shares).median
@@ -159,11 +166,8 @@ def subject(wanted: str) -> tuple[str, str, str]:
     if shape in SHAPES:
         return str(model_file(shape, form or "Q4_K_M")), form or "Q4_K_M", shape
     forms = ("Q4_0", "Q4_K", "Q8_0", "BF16", "F16", "F32")
-    return (
-        str(Path(wanted).resolve()),
-        next((f for f in forms if f in Path(wanted).name.upper()), "Q4_0"),
-        Path(wanted).stem,
-    )
+    form = next((f for f in forms if f in Path(wanted).name.upper()), "Q4_0")
+    return str(Path(wanted).resolve()), form, Path(wanted).stem
 
 
 def rival(told: str, path: str, threads: int) -> Rival:
@@ -187,6 +191,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--at", nargs="+", help="of prefill, batched and long these sizes only, as 512")
     parser.add_argument("--kv", help="Kvasir's number format of the cache")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
@@ -200,6 +205,9 @@ def main() -> None:
         names |= dict.fromkeys(c.name for c in contenders)
         for suite in args.suite or ("decode", "prefill"):
             for cell in cells(suite, path, form, shape, args.quick):
+                sizes = set(cell.what.split())
+                if not sizes & set(args.at) if args.at else args.quick and sizes & {"2048", "16384"}:
+                    continue
                 say(f"{wanted}: {cell.what}")
                 row = measured(cell, contenders, 1 if args.quick else args.rounds, args.threads)
                 rows.append({"suite": suite, "model": wanted, **row})
