@@ -12,6 +12,7 @@ decoded from the built-in mead, whose Q8_0 weights are then the truth.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ FORMS = (
     *("IQ4_XS", "IQ4_NL", "Q3_K_M", "Q3_K_S", "Q2_K"),
 )
 CHUNK = 256  # tokens
+FLOOR = 16.0  # nats
 BAR = 1.01  # of llama.cpp's divergence
 
 
@@ -45,22 +47,24 @@ BAR = 1.01  # of llama.cpp's divergence
 class Saved:
     """What `llama-perplexity --save-all-logits` wrote: the chunks' tokens [C, CHUNK], and where logits begin.
 
-    A row of logits: scale and lowest log probability as float32, then a uint16 a token.
+    A row of logits: scale and lowest log probability as float32, then a uint16 a token; none is further than
+    `FLOOR` below the highest.  The perplexity it printed knows no floor.
     """
 
     file: Path
+    perplexity: float
     tokens: npt.NDArray[np.int32]
     vocab: int
     begin: int
 
     @classmethod
-    def read(cls, file: Path) -> Saved:
+    def read(cls, file: Path, perplexity: float) -> Saved:
         head = np.fromfile(file, np.int32, 5)
         if head[:2].tobytes() != b"_logits_":
             raise SystemExit(f"{file} holds no logits")
         n_ctx, vocab, chunks = map(int, head[2:])
         tokens = np.fromfile(file, np.int32, n_ctx * chunks, offset=20).reshape(chunks, n_ctx)
-        return cls(file, tokens, vocab, 20 + tokens.nbytes)
+        return cls(file, perplexity, tokens, vocab, 20 + tokens.nbytes)
 
     def chunks(self) -> Iterator[Floats]:
         """Log probabilities [rows, vocab] of each chunk's counted positions."""
@@ -103,13 +107,14 @@ def log_softmax(logits: Floats) -> Floats:
 def compared(
     truth: list[Floats], found: Iterator[Floats], tokens: npt.NDArray[np.int32]
 ) -> tuple[float, float]:
-    """Mean divergence from the truth, in nats, and perplexity."""
+    """Mean divergence from the truth, in nats and with the floor for all, and perplexity."""
     n_ctx = tokens.shape[1]
     following = np.array(counted(n_ctx)) + 1
     divergence, surprise, n = 0.0, 0.0, 0
     for true, log_p, chunk in zip(truth, found, tokens, strict=True):
         p = np.exp(true.astype(np.float64))
-        divergence += float((p * (true.astype(np.float64) - log_p)).sum())
+        floored = np.maximum(log_p, log_p.max(axis=1, keepdims=True) - FLOOR)
+        divergence += float((p * (true.astype(np.float64) - floored)).sum())
         surprise -= float(log_p[np.arange(len(following)), chunk[following]].sum())
         n += len(following)
     return divergence / n, float(np.exp(surprise / n))
@@ -150,10 +155,12 @@ def decoded(source: Path) -> Path:
     return target
 
 
-def call(folder: Path, program: str, *words: object) -> None:
+def call(folder: Path, program: str, *words: object) -> str:
+    """What a program of llama.cpp's printed."""
     told = subprocess.run([str(folder / program), *map(str, words)], capture_output=True, text=True)
     if told.returncode:
         raise SystemExit(f"{program} ended with {told.returncode}:\n{told.stderr[-2000:]}")
+    return told.stdout + told.stderr
 
 
 def quantized(folder: Path, source: Path, form: str) -> Path:
@@ -166,8 +173,13 @@ def logits(folder: Path, model: Path, text: Path, chunks: int) -> Saved:
     """llama.cpp's logits.  Its cache holds float16, as ours."""
     file = OUT / "quality.logits"
     words = ("-m", model, "-f", text, "-c", CHUNK, "-b", CHUNK, "--chunks", chunks)
-    call(folder, "llama-perplexity", *words, "--kl-divergence-base", file)
-    return Saved.read(file)
+    told = re.search(
+        r"Final estimate: PPL = ([\d.]+)",
+        call(folder, "llama-perplexity", *words, "--kl-divergence-base", file),
+    )
+    if not told:
+        raise SystemExit("llama-perplexity printed no estimate")
+    return Saved.read(file, float(told[1]))
 
 
 def main() -> None:
@@ -188,7 +200,8 @@ def main() -> None:
     for form in args.forms:
         file = source if form == "F32" else quantized(args.rival, source, form)
         theirs = logits(args.rival, file, text, args.chunks)
-        their_kl, their_ppl = compared(truth, theirs.chunks(), theirs.tokens)
+        their_kl, _ = compared(truth, theirs.chunks(), theirs.tokens)
+        their_ppl = theirs.perplexity
         our_kl, our_ppl = compared(truth, ours(file, theirs.tokens), theirs.tokens)
         say(f"  {form}: {our_kl:.6f} beside {their_kl:.6f}, perplexity {our_ppl:.3f} beside {their_ppl:.3f}")
         rows.append(
