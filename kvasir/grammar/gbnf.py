@@ -9,6 +9,7 @@ is taken apart, into smaller lexemes and at last into letters.  So both grammars
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -18,6 +19,7 @@ from kvasir.grammar.gbnf_reader import ANY, Alt, Chars, Node, Ref, Rep, Rules, S
 MAX_REGEX = 20_000
 MAX_LEXEMES = 1_000
 MAX_PEELED = 32
+MAX_WORK = 500_000  # steps in search of what swallows what
 MAX_PLACES = 400  # letters of a lexeme that is followed letter by letter to find what it could swallow
 
 
@@ -45,11 +47,17 @@ class _Places:
     where a text begins and ends.  A counted repetition counts as one without end: more texts, never fewer.
     """
 
+    number: int
     letters: list[int]
     after: list[set[int]]
     first: set[int]
     last: set[int]
     nullable: bool = False
+
+    @property
+    def later(self) -> int:
+        """The letters at places that another comes before."""
+        return reduce(int.__or__, (self.letters[p] for places in self.after for p in places), 0)
 
 
 class _Converter:
@@ -59,11 +67,14 @@ class _Converter:
         self.rules = rules
         self.names = {name: "start" if name == "root" else f"r{i}" for i, name in enumerate(rules)}
         self.bounds = sorted(_bounds(rules))
+        self._bits_of: dict[tuple[tuple[int, int], ...], int] = {}
         self.regular = _regular(rules)
         self.letters = self._letters_of_rules()
         self.split: set[Node] = set()  # lexemes that have to be taken apart
+        self._work = 0
+        self._fits: dict[Node, bool] = {}
         self._placed: dict[Node, _Places] = {}
-        self._swallowed: dict[tuple[Node, Node], int] = {}
+        self._swallowed: dict[tuple[int, int], int] = {}
 
     def lark(self) -> str:
         while True:
@@ -85,9 +96,17 @@ class _Converter:
         """Whether the node is one lexeme.  A lexeme is never empty."""
         if isinstance(node, Chars):
             return True
-        if node in self.split or self._of(node).nullable or not _is_regular(node, self.regular):
+        if node in self.split:
             return False
-        return len(self._regex(node)) <= MAX_REGEX and len(self._places(node).letters) <= MAX_PLACES
+        known = self._fits.get(node)
+        if known is None:
+            known = self._fits[node] = (
+                not self._of(node).nullable
+                and _is_regular(node, self.regular)
+                and len(self._places(node).letters) <= MAX_PLACES
+                and len(self._regex(node)) <= MAX_REGEX
+            )
+        return known
 
     def _apart(self, node: Seq | Alt) -> tuple[Node, ...]:
         """The parts of a node.  A sequence that was a lexeme loses its end first: it may well be that alone
@@ -137,20 +156,22 @@ class _Converter:
     def _torn(self, follows: dict[Node, int]) -> set[Node]:
         if len(follows) > MAX_LEXEMES:
             raise UsageError(f"the grammar has over {MAX_LEXEMES:,} kinds of words")
-        long = [m for m in follows if not isinstance(m, Chars)]
-        firsts = {node: self._of(node).first for node in follows}
-        return {
-            m
-            for m in long
-            if any(firsts[m] & firsts[one] and then & self._swallows(one, m) for one, then in follows.items())
-        }
+        ones = [(self._places(one), self._of(one).first, then) for one, then in follows.items()]
+        torn = set()
+        for (m, _), (its, first, _) in zip(follows.items(), ones, strict=True):
+            later = its.later if not isinstance(m, Chars) else 0
+            if later and any(
+                begin & first and then & later and then & self._swallows(one, its)
+                for one, begin, then in ones
+            ):
+                torn.add(m)
+        return torn
 
-    def _swallows(self, one: Node, other: Node) -> int:
-        """The letters by which a text of `one` can go on as a text of `other`."""
-        known = self._swallowed.get((one, other))
+    def _swallows(self, a: _Places, b: _Places) -> int:
+        """The letters by which a text of `a` can go on as a text of `b`."""
+        known = self._swallowed.get((a.number, b.number))
         if known is not None:
             return known
-        a, b = self._places(one), self._places(other)
         todo = [(p, q) for p in a.first for q in b.first if a.letters[p] & b.letters[q]]
         seen, found = set(todo), 0
         while todo:
@@ -158,16 +179,19 @@ class _Converter:
             if p in a.last:
                 for r in b.after[q]:
                     found |= b.letters[r]
+            self._work += len(a.after[p]) * len(b.after[q]) + 1
+            if self._work > MAX_WORK:
+                raise UsageError("the grammar has too many words that begin alike")
             more = {(i, j) for i in a.after[p] for j in b.after[q] if a.letters[i] & b.letters[j]} - seen
             seen |= more
             todo += more
-        self._swallowed[one, other] = found
+        self._swallowed[a.number, b.number] = found
         return found
 
     def _places(self, node: Node) -> _Places:
         known = self._placed.get(node)
         if known is None:
-            known = self._placed[node] = _Places([], [], set(), set())
+            known = self._placed[node] = _Places(len(self._placed), [], [], set(), set())
             known.nullable, known.first, known.last = self._place_all(node, known)
         return known
 
@@ -255,18 +279,25 @@ class _Converter:
 
     def _letters_of_rules(self) -> dict[str, _Letters]:
         self.letters = {name: _Letters() for name in self.rules}
-        while True:  # to the fixed point
-            found = {name: self._of(node) for name, node in self.rules.items()}
-            if found == self.letters:
-                return found
-            self.letters = found
+        order, changed = list(self.rules), True
+        while changed:  # to the fixed point; both ways, since what a rule needs stands before or behind it
+            changed = False
+            order.reverse()
+            for name in order:
+                found = self._of(self.rules[name])
+                changed = changed or found != self.letters[name]
+                self.letters[name] = found
+        return self.letters
 
     def _bits(self, chars: Chars) -> int:
         """The classes of letters in `chars`: class i is from bounds[i] to before bounds[i + 1]."""
-        bits = 0
+        bits = self._bits_of.get(chars.ranges, 0)
+        if bits:
+            return bits
         for low, high in chars.ranges:
             a, b = self._place(low), self._place(high + 1)
             bits |= (1 << b) - (1 << a)
+        self._bits_of[chars.ranges] = bits
         return bits
 
     def _place(self, bound: int) -> int:
@@ -315,15 +346,18 @@ def _bounds(rules: Rules) -> set[int]:
 
 def _regular(rules: Rules) -> frozenset[str]:
     """The rules that reach no rule that reaches itself."""
-    found: set[str] = set()
+    found, order = set[str](), list(rules)
     while True:
-        more = {name for name, node in rules.items() if _is_regular(node, frozenset(found))}
-        if more <= found:
+        n_found = len(found)
+        order.reverse()
+        for name in order:
+            if name not in found and _is_regular(rules[name], found):
+                found.add(name)
+        if len(found) == n_found:
             return frozenset(found)
-        found |= more
 
 
-def _is_regular(node: Node, regular: frozenset[str]) -> bool:
+def _is_regular(node: Node, regular: Collection[str]) -> bool:
     if isinstance(node, Ref):
         return node.name in regular
     if isinstance(node, Rep):

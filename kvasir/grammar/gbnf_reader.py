@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from kvasir.errors import UsageError
 
 MAX_NESTING = 40
-MAX_RULES = 2_000
+MAX_RULES = 1_000
+MAX_LETTERS = 64 << 10
 MAX_TIMES = 10_000
 _LAST = 0x10FFFF
 _SKIPPED = re.compile(r"(?:[ \t]|#[^\n\r]*)*")
@@ -69,6 +70,8 @@ ANY = Chars(((0, _LAST),))
 
 def read_rules(text: str) -> Rules:
     """The rules by name.  Raises UsageError with the line and what was expected."""
+    if len(text) > MAX_LETTERS:
+        raise UsageError(f"the grammar has {len(text):,} letters, the limit for GBNF is {MAX_LETTERS:,}")
     rules = _Reader(text).rules()
     used = {name for node in rules.values() for name in _names(node)}
     if missing := sorted(({"root"} | used) - set(rules)):
