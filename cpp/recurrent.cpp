@@ -11,7 +11,8 @@ inline namespace KVASIR_ISA_NS {
 namespace {
 
 constexpr int64_t kColumns = 256;  // of a convolution, a task: rows of it stay in the first cache
-constexpr int kVectors = 4;        // of a value head, a task: 32 columns of memory, 16 KB at k_dim 128
+constexpr int kVectors = 4;        // of a value head's columns: a piece of 32, 16 KB of memory at k_dim 128
+constexpr int64_t kRows = 16;      // rows that pass over the pieces of a head one piece after another: they come from the cache
 
 class ConvOp : public Op {
    public:
@@ -88,32 +89,34 @@ class DeltaOp : public Op {
 
     Work work(const Step& s, int) const override {
         double rows = static_cast<double>(s.T) / static_cast<double>(s.N);
-        return {s.N * v_heads_ * pieces(), 30 + rows * static_cast<double>(k_dim_) * kVectors * 1.2};
+        return {s.N * v_heads_, 50 + rows * static_cast<double>(k_dim_ * stride_) * 0.15};
     }
 
     void run(const Step& s, int, int64_t begin, int64_t end, int) override {
         for (int64_t i = begin; i < end; i++) {
-            int64_t n = i / (v_heads_ * pieces()), h = i / pieces() % v_heads_, c = i % pieces() * kVectors * 8;
-            switch (std::min<int64_t>(kVectors, (stride_ - c) / 8)) {
-                case 1: walk<1>(s, n, h, c); break;
-                case 2: walk<2>(s, n, h, c); break;
-                case 3: walk<3>(s, n, h, c); break;
-                default: walk<4>(s, n, h, c); break;
-            }
+            const int64_t n = i / v_heads_, h = i % v_heads_, stop = s.starts[n + 1];
+            float* memory = memory_->at(s.slots[n]) + h * k_dim_ * stride_;
+            if (s.begins(n)) std::fill_n(memory, k_dim_ * stride_, 0.0f);
+            for (int64_t t = s.starts[n]; t < stop; t += kRows)
+                for (int64_t c = 0; c < stride_; c += kVectors * 8) {
+                    const int64_t to = std::min(stop, t + kRows);
+                    switch (std::min<int64_t>(kVectors, (stride_ - c) / 8)) {
+                        case 1: walk<1>(s, t, to, h, c, memory + c * k_dim_); break;
+                        case 2: walk<2>(s, t, to, h, c, memory + c * k_dim_); break;
+                        case 3: walk<3>(s, t, to, h, c, memory + c * k_dim_); break;
+                        default: walk<4>(s, t, to, h, c, memory + c * k_dim_); break;
+                    }
+                }
         }
     }
 
    private:
-    int64_t pieces() const { return (stride_ + kVectors * 8 - 1) / (kVectors * 8); }
-
-    // C vectors of columns from column c of value head h, over the rows of sequence n. Two passes a row: the first reads what
-    // the memory knows of k, the second decays it, adds and answers, so that each number is read and written once a row.
+    // C vectors of columns from column c of value head h, over rows [begin, end). Two passes a row: the first reads what the
+    // memory knows of k, the second decays it, adds and answers, so that each number is read and written once a row.
     template <int C>
-    void walk(const Step& s, int64_t n, int64_t h, int64_t c) const {
+    void walk(const Step& s, int64_t begin, int64_t end, int64_t h, int64_t c, float* memory) const {
         constexpr int64_t kRow = C * 8;
-        float* memory = memory_->at(s.slots[n]) + (h * stride_ + c) * k_dim_;
-        if (s.begins(n)) std::fill(memory, memory + k_dim_ * kRow, 0.0f);
-        for (int64_t t = s.starts[n]; t < s.starts[n + 1]; t++) {
+        for (int64_t t = begin; t < end; t++) {
             const float *q = s.at(in_.q, t) + h % k_heads_ * k_dim_, *k = s.at(in_.k, t) + h % k_heads_ * k_dim_;
             const float* v = s.at(in_.v, t) + h * v_dim_ + c;
             const float beta = s.at(in_.beta, t)[h];

@@ -1,7 +1,7 @@
 // Ops whose memory is a block a sequence: the short convolution and the gated delta rule.  Reference: conv, decay, delta.
 //
-// A task is a sequence and a few columns, and walks that sequence's rows in order: columns do not see each other, so the
-// split over threads changes nothing, and neither do the neighbours.  Tests: tests/kernels/test_recurrent.py
+// A task is a sequence and a few columns or a head, and walks that sequence's rows in order: columns do not see each other, so
+// the split over threads changes nothing, and neither do the neighbours.  Tests: tests/kernels/test_recurrent.py
 #pragma once
 
 #include <array>
@@ -30,8 +30,8 @@ std::unique_ptr<Op> conv(Value x, Floats weight, int taps, std::shared_ptr<Slots
 std::unique_ptr<Op> decay(Value x, Floats a, Floats bias, Value out);
 
 // memory: [v_heads][v_dim in pieces of 32][k_dim][columns of the piece] a slot, turned against the reference so that lanes are
-// values and no sum runs across lanes. v_dim counts as rounded up to whole vectors; a task's piece is one stretch of 16 KB, which
-// stays in the first cache over its rows (with the rows of a head side by side they would fall on each other's cache sets).
+// values and no sum runs across lanes. v_dim counts as rounded up to whole vectors; a piece is one stretch of 16 KB, which
+// stays in the first cache over some rows (with the rows of a head side by side they would fall on each other's cache sets).
 struct DeltaInputs {
     Value q, k, v, decay, beta;
 };
