@@ -84,7 +84,7 @@ def build(
     as_reference: frozenset[type[Op]], packed: Packed | None = None,
 ) -> Compiled:  # fmt: skip
     """The plan as a native program.  Ops not in EMIT, and `as_reference`, run as their reference."""
-    if packed:
+    if packed and packed.path is None:
         packed.open(kernels)
     placed = layout(plan)
     native = kernels.Program(

@@ -14,7 +14,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
 import stat
 import struct
 import zlib
@@ -144,8 +143,6 @@ def write(
     `stacks`: what is known of each (place and checksum aside), and its native matrices.  One process writes;
     others that come meanwhile leave it to that one.  Raises Unusable, OSError.
     """
-    if fcntl is None:
-        raise Unusable("this system has no file locks")
     at, placed = BEGIN, dict[str, Stack]()
     for name, (s, _) in stacks.items():
         placed[name] = Stack(s.format, s.rows, s.width, s.count, at, s.bytes, 0)
@@ -236,6 +233,8 @@ def make_room(folder: Path, need: int, limit: int, doomed: Callable[[str], bool]
     with `need` more.  Models that run keep the maps they have.  Raises Unusable where `need` does not fit,
     OSError.
     """
+    if fcntl is None:
+        raise Unusable("this system has no file locks")
     if need > limit:
         raise Unusable(f"{need:,} bytes are over the quota of {limit:,}")
     kept = []
@@ -252,7 +251,8 @@ def make_room(folder: Path, need: int, limit: int, doomed: Callable[[str], bool]
             break
         os.unlink(oldest)
         total -= size
-    if shutil.disk_usage(folder).free < ROOM * need:
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize < ROOM * need:
         raise Unusable(f"the disk has less than {ROOM} times its {need:,} bytes left")
 
 

@@ -27,6 +27,7 @@ from kvasir.engine.stats import Stats
 from kvasir.errors import Bug, CapacityError, KvasirError, UsageError
 from kvasir.grammar.compile import Grammars
 from kvasir.models import build
+from kvasir.native import kernels
 from kvasir.plan import Plan
 from kvasir.plan.show import KV_BYTES
 from kvasir.runner.inspect import ModelInfo, info
@@ -107,12 +108,13 @@ class Model:
         plan, weights = build(checkpoint, context)
         if context:
             plan.context = min(context, plan.context or context)
+        # Before the vocabulary is read: pages of packed weights are mapped meanwhile.
+        packed = packed_for(checkpoint, switches) if backend == "cpu" else None
         prompter = Prompter.of(checkpoint)
         try:
             memory = memory_for(plan, kv_format or switches.kv, n_blocks, switches.cache_gb)
             progress("repacking the weights")
             faults.reach("runner.repack")
-            packed = packed_for(checkpoint, switches) if backend == "cpu" else None
             runs_on = backend_named(backend, threads, switches.check, packed)
             program = runs_on.compile(plan, weights, memory)
             drafter: ModelDrafter | Literal["ngram"] = "ngram"
@@ -343,8 +345,9 @@ def packed_for(checkpoint: Checkpoint, switches: Settings) -> Packed | None:
     except OSError as error:
         say(f"repacked weights are not kept: {error}")
         return None
-    quota = int(switches.packed_gb * 1e9)
-    return Packed(cache_folder(), source, quota, switches.check, say=say)
+    packed = Packed(cache_folder(), source, int(switches.packed_gb * 1e9), switches.check, say=say)
+    packed.open(kernels())
+    return packed
 
 
 def backend_named(
