@@ -37,6 +37,7 @@ LIMITS: dict[str, Any] = {
 }
 # Between the parts of a JSON text.  Bounded: a model may otherwise write spaces until its context is full.
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,24}"
+MARK = "\x02"  # before a text whose ids must not begin with the space that SentencePiece adds
 JSON_OPTIONS = {
     "item_separator": ",",
     "key_separator": ":",
@@ -164,9 +165,36 @@ class _Spelled:
         self.eos_token_id = ends.native_ids[0]
         self.bos_token_id = tokenizer.bos_id if (tokenizer.bos_id or 0) < n_vocab else None
         self._tokenizer = tokenizer
+        self._id_of: dict[bytes, int] | None = None
+        self._n_longest = 0
 
     def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special=False, parse_special=False)
+        """The ids of a text that continues another, for what a grammar forces; their bytes are the text's.
+
+        SentencePiece puts a space before a text, so another letter stands in the way and goes again.  Where
+        a normalizer changes the text, the longest tokens are taken from the left.
+        """
+        before = MARK if self._tokenizer.strips_space else ""
+        ids = self._tokenizer.encode(before + text, add_special=False, parse_special=False)
+        want, spelled = text.encode(), [self.tokens[i] if i < len(self.tokens) else b"" for i in ids]
+        while ids and len(b"".join(spelled)) > len(want):
+            ids, spelled = ids[1:], spelled[1:]
+        return ids if b"".join(spelled) == want else self._longest(want)
+
+    def _longest(self, text: bytes) -> list[int]:
+        if self._id_of is None:
+            special = set(self.special_token_ids)
+            self._id_of = {t: i for i, t in enumerate(self.tokens) if t and i not in special}
+            self._n_longest = max(map(len, self._id_of), default=0)
+        found, at = list[int](), 0
+        while at < len(text):
+            sizes = range(min(self._n_longest, len(text) - at), 0, -1)
+            size = next((n for n in sizes if text[at : at + n] in self._id_of), 0)
+            if not size:
+                break
+            found.append(self._id_of[text[at : at + size]])
+            at += size
+        return found
 
 
 class Checker:

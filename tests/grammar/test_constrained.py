@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvasir.engine.engine import Engine
 from kvasir.structured import StructuredOutputsParams as Form
-from tests.grammar.chance import GRAMMARS, N, answers, engine
+from tests.grammar.chance import GRAMMARS, Chance, N, answers, engine
 from tests.grammar.words import letters
 
 END = next(iter(letters().eos_ids))
@@ -113,6 +114,24 @@ def test_sixteen_at_once_equal_each_alone(n_blocks) -> None:
         prompt = letters().encode(f"prompt {n}", False)
         alone = answers(engine(), [wish], [f"prompt {n}"], seed=n)
         assert alone[0] == together[n], (n, len(prompt))
+
+
+def test_drafts_change_no_constrained_answer(monkeypatch) -> None:
+    """Here every sequence is drafted for: what its grammar forces, else what followed the same tokens."""
+    wishes = [
+        *FORMS,
+        Form(regex="(abcd){3}[xy]{9}"),
+        Form(regex="[ab]{60}"),
+        Form(json={"const": "a long text"}),
+    ]
+    plain = Engine(Chance(), letters().eos_ids, drafter=None)  # type: ignore[arg-type]
+    drafted = engine()
+    speculation, verdicts = drafted.speculation, list[tuple[int, int]]()
+    assert speculation is not None
+    monkeypatch.setattr(speculation, "counts", lambda given, rows: [min(5, s.most_drafts) for s in given])
+    monkeypatch.setattr(speculation, "verdict", lambda s, n, right: verdicts.append((n, right)))
+    assert answers(drafted, wishes, temperature=0.7) == answers(plain, wishes, temperature=0.7)
+    assert sum(right for _, right in verdicts) > 20 and any(right < n for n, right in verdicts)
 
 
 def test_min_tokens_ignore_eos_and_ends_yield_to_the_grammar() -> None:

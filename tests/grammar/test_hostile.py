@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -98,7 +99,9 @@ def test_what_is_hard_elsewhere_is_followed(grammars, kind, text) -> None:
 
 
 def test_a_compiler_that_takes_too_long_is_ended(grammars, monkeypatch) -> None:
-    monkeypatch.setattr(compiling, "CHECK_S", 0.0)
+    grammars.guide(Constraint("regex", "once"), [], None)
+    monkeypatch.setattr(compiling, "CHECK_S", 0.2)
+    os.kill(grammars._checker._process.pid, signal.SIGSTOP)
     with pytest.raises(UsageError, match="takes over 0 s to compile"):
         grammars.guide(Constraint("regex", "never seen [a-z]+"), [], None)
     monkeypatch.undo()
