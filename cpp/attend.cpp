@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kPart = 512;   // tokens whose softmax is computed by itself; a multiple of kChunk
 constexpr int kTileQueries = 48;  // queries of neighbouring rows that share each key read: their sums and scores fit the L1 cache
+constexpr int kFew = 12;          // so many multiply what the cache holds as they read it; more share floats made of it once
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -192,11 +193,12 @@ class AttendOp : public Op {
     void turn_queries(const Step& s, const Task& task, int head, float* to) const {
         const int64_t d = cache_->k_dim, M = queries(task);
         const float by = shape_.softcap > 0 ? shape_.scale : shape_.scale * kLog2e;
-        for (int64_t i = 0; i < M; i++) {
-            const int64_t first = i / kTogether * kTogether, G = std::min<int64_t>(kTogether, M - first);
-            const float* q = s.at(q_, task.begin + i / group_) + (head * group_ + i % group_) * d;
-            for (int64_t j = 0; j < d; j++) to[first * d + j * G + (i - first)] = q[j] * by;
-        }
+        each_group(M, [&](int64_t first, int G) {
+            for (int64_t i = first; i < first + G; i++) {
+                const float* q = s.at(q_, task.begin + i / group_) + (head * group_ + i % group_) * d;
+                for (int64_t j = 0; j < d; j++) to[first * d + j * G + (i - first)] = q[j] * by;
+            }
+        });
     }
 
     // One chunk, the 64 tokens from u on, for all queries of the task.
@@ -221,26 +223,37 @@ class AttendOp : public Op {
             tiles[t] = cache_->tile(block(s, task.sequence, b), head);
             next[t] = cache_->tile(block(s, task.sequence, std::min(b + kChunkTiles, final_block)), head);
         }
-        if (M <= kTogether)
-            with_count(static_cast<int>(M), [&](auto g) { visit_few<F, g()>(tiles, next, first, last, sums, mine); });
+        if (M <= kFew)
+            visit_few<F>(tiles, next, first, last, M, sums, mine);
         else
             visit_many<F>(tiles, next, first, last, M, sums, mine);
     }
 
     // Few queries read the cache as it is.
-    template <class F, int G>
-    void visit_few(const uint8_t* const* tiles, const uint8_t* const* next, int first, int last, float* sums, Scratch& mine) const {
+    template <class F>
+    void visit_few(const uint8_t* const* tiles, const uint8_t* const* next, int first, int last, int64_t M, float* sums,
+                   Scratch& mine) const {
         typename F::Keys keys[kChunkTiles];
         typename F::Values values[kChunkTiles];
         for (int t = first; t < last; t++) keys[t] = F::keys(*cache_, tiles[t]), values[t] = F::values(*cache_, tiles[t]);
-        score_tiles<G>(keys, first, last, cache_->key_bytes, mine.q, cache_->k_dim, mine.scores);
-        weights(G, sums, mine);
-        by_reach<G>(
-            mine.seen.data(),
-            [&](int from, int to) { weigh_columns<G, true>(values, next, cache_->v_stride, mine.scores, sums, G * 16, from, to); },
-            [&](int g, int from, int to) {
-                weigh_columns<1, true>(values, next, cache_->v_stride, mine.scores + g * kChunk, sums + g * 16, G * 16, from, to);
+        const int64_t d = cache_->k_dim, width = cache_->v_stride;
+        each_group(M, [&](int64_t i, int G) {
+            float* to = mine.scores + i * kChunk;
+            with_count(G, [&](auto g) { score_tiles<g()>(keys, first, last, cache_->key_bytes, mine.q + i * d, d, to); });
+        });
+        weights(M, sums, mine);
+        each_group(M, [&](int64_t i, int G) {
+            const float* p = mine.scores + i * kChunk;
+            float* y = sums + i * 16;
+            with_count(G, [&](auto g) {
+                by_reach<g()>(
+                    mine.seen.data() + i,
+                    [&](int from, int to) { weigh_columns<g(), true>(values, next, width, p, y, M * 16, from, to); },
+                    [&](int j, int from, int to) {
+                        weigh_columns<1, true>(values, next, width, p + j * kChunk, y + j * 16, M * 16, from, to);
+                    });
             });
+        });
     }
 
     // Many queries: keys and values become floats once for all of them, a tile of keys and 16 columns of values at a time.
@@ -250,21 +263,20 @@ class AttendOp : public Op {
         for (int t = first; t < last; t++) {
             spread_keys<F>(tiles[t], mine.keys);
             Plain<float>::Keys keys{mine.keys};
-            for (int64_t i = 0; i < M; i += kTogether) {
+            each_group(M, [&](int64_t i, int G) {
                 const Seen* seen = mine.seen.data() + i;
-                const auto G = static_cast<int>(std::min<int64_t>(kTogether, M - i));
                 const bool wanted = std::any_of(seen, seen + G, [&](const Seen& x) { return x.from < (t + 1) * kBlock && x.to > t * kBlock; });
                 float* to = mine.scores + i * kChunk + t * kBlock;
                 if (wanted)
                     with_count(G, [&](auto g) { scores<g(), 1, false>(&keys, 0, mine.q + i * cache_->k_dim, cache_->k_dim, to); });
-            }
+            });
         }
         weights(M, sums, mine);
         for (int64_t i = 0; i < slices_; i++) {
             for (int t = first; t < last; t++) spread_values<F>(tiles[t], next[t], i * 16, mine.column + t * kBlock * 16);
-            for (int64_t m = 0; m < M; m += kTogether)
-                with_count(static_cast<int>(std::min<int64_t>(kTogether, M - m)),
-                           [&](auto g) { weigh_slice<g()>(m, M * 16, sums + i * M * 16 + m * 16, mine); });
+            each_group(M, [&](int64_t m, int G) {
+                with_count(G, [&](auto g) { weigh_slice<g()>(m, M * 16, sums + i * M * 16 + m * 16, mine); });
+            });
         }
     }
 
@@ -290,7 +302,7 @@ class AttendOp : public Op {
     void spread_keys(const uint8_t* tile, float* to) const {
         auto keys = F::keys(*cache_, tile);
         for (int64_t i = 0; i < cache_->k_dim; i++) {
-            ahead(static_cast<const uint8_t*>(keys.at(i)) + cache_->key_bytes);
+            if (i % (kLine / (kBlock * F::Keys::kBytes)) == 0) ahead(static_cast<const uint8_t*>(keys.at(i)) + cache_->key_bytes);
             if (i % kScaled == 0) keys.block(i / kScaled);
             store(to + i * kBlock, keys.read(i, 0));
             store(to + i * kBlock + 8, keys.read(i, 1));
@@ -303,7 +315,8 @@ class AttendOp : public Op {
         auto values = F::values(*cache_, tile);
         const bool both = column + 16 <= cache_->v_stride;
         for (int u = 0; u < kBlock; u++) {
-            ahead(next + (column * kBlock + u * 16) * static_cast<int64_t>(sizeof *values.p));
+            constexpr int bytes = 16 * F::Values::kBytes;
+            if (u % (kLine / bytes) == 0) ahead(next + column * kBlock * F::Values::kBytes + u * bytes);
             values.block(column / kScaled, u);
             store(to + u * 16, values.read(column, u));
             store(to + u * 16 + 8, both ? values.read(column + 8, u) : all(0));

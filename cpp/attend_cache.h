@@ -43,6 +43,7 @@ template <class E>
 struct Plain {
     struct Keys {
         static constexpr bool kScales = false;
+        static constexpr int kBytes = sizeof(E);
         const E* p;
         KVASIR_INLINE void block(int64_t) {}
         KVASIR_INLINE f8 read(int64_t i, int c) const { return read8(p + i * kBlock + c * 8); }  // tokens 8c.. of number i
@@ -50,6 +51,7 @@ struct Plain {
     };
     struct Values {
         static constexpr bool kScales = false;
+        static constexpr int kBytes = sizeof(E);
         static constexpr int kTokens = kBlock;
         const E* p;
         int64_t stride;
@@ -86,6 +88,7 @@ struct Plain {
 struct Bytes {
     struct Keys {
         static constexpr bool kScales = true;
+        static constexpr int kBytes = 1;
         const int8_t* p;
         const uint16_t* scales;
         f8 by[2];
@@ -95,6 +98,7 @@ struct Bytes {
     };
     struct Values {
         static constexpr bool kScales = true;
+        static constexpr int kBytes = 1;
         static constexpr int kTokens = kBlock;
         const int8_t* p;
         int64_t stride;

@@ -51,6 +51,17 @@ KVASIR_INLINE void by_reach(const Seen* seen, Many many, One one) {
         if (to < seen[g].to) one(g, to, seen[g].to);
 }
 
+// f(first query, G) for groups of M queries, as few as six allow and as even as that allows: 8 are 4 and 4, not 6 and 2, since
+// a group of two has too few sums to keep the multipliers busy.
+template <class F>
+KVASIR_INLINE void each_group(int64_t M, F f) {
+    for (int64_t left = (M + kTogether - 1) / kTogether, first = 0; left > 0; left--) {
+        const int64_t G = (M - first + left - 1) / left;
+        f(first, static_cast<int>(G));
+        first += G;
+    }
+}
+
 // f(std::integral_constant<int, g>) for g of 1 to kTogether.
 template <class F>
 KVASIR_INLINE void with_count(int g, F f) {

@@ -20,8 +20,10 @@ inline namespace KVASIR_ISA_NS {
 
 constexpr int kChunkTiles = 4, kChunk = kChunkTiles * kBlock;  // tokens that one softmax step covers
 constexpr int kTogether = 6;  // queries a group: by two vectors of keys they make 12 sums, which fills the registers
+constexpr int kLine = 64;     // bytes of a cache line
 constexpr float kLog2e = 1.44269504f;
 
+// Fetches a line that will be read. A second fetch of the same line would cost two cycles.
 KVASIR_INLINE void ahead(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 // 2^x for x <= 0 within 2 units in the last place; 1 at 0, and 0 from -126 on.
@@ -49,7 +51,7 @@ KVASIR_INLINE void scores(Keys* k, int64_t values_at, const float* q, int64_t d,
     for (int64_t i = 0; i < d; i++, q += G) {
         if (Keys::kScales && i % kScaled == 0)
             for (int n = 0; n < N; n++) k[n].block(i / kScaled);
-        if (Ahead)
+        if (Ahead && i % (kLine / (kBlock * Keys::kBytes)) == 0)
             for (int n = 0; n < N; n++) ahead(static_cast<const uint8_t*>(k[n].at(i)) + values_at);
         if constexpr (G == 1) {
             for (int w = 0; w < 2 * N; w++) a[0][w] = fma(all(q[0]), k[w / 2].read(i, w % 2), a[0][w]);
@@ -75,7 +77,12 @@ KVASIR_INLINE void weigh(Values* v, const uint8_t* const* next, int64_t column, 
         for (int c = 0; c < C; c++) a[g][c] = load(y + c / 2 * slice + g * 16 + c % 2 * 8);
     auto visit = [&](Values& tile, int first, int begin, int end) __attribute__((always_inline)) {  // the tile's tokens begin at `first`
         for (int u = begin; u < end; u++) {
-            if (Ahead) ahead(next[first / kBlock] + (column * kBlock + (u - first) * 8 * C) * static_cast<int64_t>(sizeof *tile.p));
+            if (Ahead) {  // one line of the next keys for each line of these values
+                constexpr int bytes = 8 * C * Values::kBytes;
+                const uint8_t* keys = next[first / kBlock] + column * kBlock * Values::kBytes + (u - first) * bytes;
+                if (bytes >= kLine || (u - first) % std::max(1, kLine / bytes) == 0)
+                    for (int b = 0; b < bytes; b += kLine) ahead(keys + b);
+            }
             f8 value[C];
             for (int c = 0; c < C; c++) {
                 if (Values::kScales && c % 4 == 0) tile.block((column + c * 8) / kScaled, u - first);
@@ -100,6 +107,7 @@ KVASIR_INLINE void weigh(Values* v, const uint8_t* const* next, int64_t column, 
 // A chunk of values as floats, 16 columns of it.
 struct Column {
     static constexpr bool kScales = false;
+    static constexpr int kBytes = 4;
     static constexpr int kTokens = kChunk;
     const float* p;
     void block(int64_t, int) {}
