@@ -219,7 +219,7 @@ class Residents:
             seat.model = None
             with suppress(KvasirError):  # its file may be gone by now
                 await self._in_thread(lambda: self._loader.unload(seat.name))
-            seat.expected_bytes = None
+            seat.expected_bytes, seat.keep_s = None, self._keep_s  # whoever waits for it begins anew
             if not seat.users and self._seats.get(seat.name) is seat:
                 del self._seats[seat.name]
 

@@ -39,6 +39,7 @@ class Client:
     pieces: list[str] = field(default_factory=list)
     error: str = ""
     done: bool = False
+    sent_at: float = 0.0
     began_at: float = 0.0
     ended_at: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
@@ -104,6 +105,7 @@ class Scene:
             options = {"temperature": 0, "num_predict": client.n_tokens, "num_ctx": 32768}
             body = {"model": client.model, "prompt": client.prompt, "raw": True, "options": options}
             connection.request("POST", "/api/generate", json.dumps({**body, "stream": client.stream}))
+            client.sent_at = time.monotonic()
             response = connection.getresponse()
             client.status, client.headers = response.status, dict(response.getheaders())
             for line in response:

@@ -153,6 +153,21 @@ def test_all_who_wait_for_a_load_share_its_failure_and_the_next_tries_again() ->
     asyncio.run(run())
 
 
+def test_who_comes_while_a_model_is_freed_does_not_inherit_its_haste() -> None:
+    async def run() -> None:
+        shelf = Shelf()
+        residents = house(shelf)
+        await visit(residents, "a")
+        await residents.free("a")
+        while not residents._seats["a"].lock.locked():
+            await asyncio.sleep(0)
+        await visit(residents, "a")
+        await asyncio.sleep(0.02)
+        assert shelf.log == ["+a", "-a", "+a"]
+
+    asyncio.run(run())
+
+
 def test_a_full_house_refuses() -> None:
     async def run() -> None:
         residents = house(Shelf(), max_requests=3)
