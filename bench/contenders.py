@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bench.measure import say
 from bench.subject import loaded
 from kvasir import LLM
 from kvasir.backends.base import BLOCK, Batch
@@ -212,7 +213,8 @@ class Rival:
             cells = line.strip().strip("|").split("|")
             if len(cells) == 10 and cells[0].strip() == str(BATCH_PROMPT):
                 return float(cells[7])
-        raise SystemExit(f"{self.name}: no figure from llama-batched-bench:\n{told.stderr[-2000:]}")
+        say(f"{self.name}: no figure from llama-batched-bench:\n{told.stderr[-500:]}")
+        return None
 
     def fresh(self, n_prompt: int, n_tokens: int, again: bool) -> Fresh | None:
         tests = ("-p", n_prompt, "-n", 0) if n_tokens <= 1 else ("-p", n_prompt, "-n", n_tokens)
@@ -231,16 +233,17 @@ class Rival:
         """Run-time repacking is the one option of `llama-bench` that the other program spells otherwise."""
         return ("-rtr",) if "-rtr" in self.options else ()
 
-    def _bench(self, *tests: object) -> float:
+    def _bench(self, *tests: object) -> float | None:
         told = self._run(self._words(*tests))
         try:
             found = json.loads(told.stdout[told.stdout.index("[") :])
         except ValueError:
-            raise SystemExit(f"{self.name}: no figure from llama-bench:\n{told.stderr[-2000:]}") from None
+            say(f"{self.name}: no figure from llama-bench:\n{told.stderr[-500:]}")
+            return None
         return float(found[-1]["avg_ts"])
 
 
-def _process(words: list[str], environment: dict[str, str]) -> Fresh:
+def _process(words: list[str], environment: dict[str, str]) -> Fresh | None:
     """Runs a program to its end; its first line that tells a result is the first token."""
     begin, seconds, peak = perf_counter(), 0.0, 0
     with subprocess.Popen(
@@ -253,7 +256,8 @@ def _process(words: list[str], environment: dict[str, str]) -> Fresh:
                 seconds = perf_counter() - begin
             peak = max(peak, _peak_bytes(run.pid))
     if not seconds or run.returncode:
-        raise SystemExit(f"{words[0]} gave no answer and ended with {run.returncode}")
+        say(f"{words[0]} gave no answer and ended with {run.returncode}")
+        return None
     return Fresh(seconds, peak)
 
 
