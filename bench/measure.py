@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,8 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def __str__(self) -> str:
+        if self.runs == 1:
+            return number(self.median)
         return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
 
 
@@ -92,6 +95,34 @@ def bandwidth(threads: int | None = None) -> float:
     from kvasir.backends.cpu import kernels  # noqa: PLC0415
 
     return float(kernels().bandwidth(SWEEP_MB, threads or os.cpu_count() or 1))
+
+
+class Others:
+    """How much of the machine other programs took since this was made; None where nothing tells."""
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._at = _busy_s(), _own_s(), perf_counter()
+
+    def share(self) -> float | None:
+        """0 to 1 of all cores.  Programs that we started count as ours once they have ended."""
+        if self._busy is None or (now := _busy_s()) is None:
+            return None
+        wall = (perf_counter() - self._at) * (os.cpu_count() or 1)
+        return max(0.0, (now - self._busy - (_own_s() - self._own)) / wall)
+
+
+def _own_s() -> float:
+    return sum(os.times()[:4])
+
+
+def _busy_s() -> float | None:
+    """Seconds that all cores have worked: user, nice, system, interrupts, stolen."""
+    try:
+        with open("/proc/stat") as lines:
+            ticks = [int(x) for x in lines.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def repeat(runs: int, once: Callable[[], float], what: str) -> Spread:

@@ -60,7 +60,7 @@ def rivals(files: list[str]) -> str:
 
 def columns_of(rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
     """The columns in which rows have something, and the rows."""
-    ends = ("of the best", "bar", "per cent of the limit")
+    ends = ("of the best", "bar", "per cent of the limit", "others, %")
     names = dict.fromkeys(k for row in rows for k, v in row.items() if v is not None and k not in ends)
     last = [c for c in ends if any(row.get(c) is not None for row in rows)]
     return [n for n in names if n != "suite"] + last, rows
