@@ -114,7 +114,7 @@ class Packed:
         total = sum(s.bytes for s, _ in asked.values())
         if not self.stale or self.path is None or total < self.least:
             return
-        ends = _Ending()
+        ends = _Ending(total // packed_file.PIECE + len(asked))
 
         def run() -> None:
             try:
@@ -143,15 +143,22 @@ class Packed:
 class _Ending:
     """Whether the program ends.  Mutable; set by its main thread, read by the one that writes."""
 
+    n_pieces: int  # that are to be written
     thread: threading.Thread | None = None
     deadline: float | None = None
 
     def wait(self) -> None:
+        """Waits a second, and until END_WAIT_S where at the pace of that second it will be done by then."""
         assert self.thread is not None
-        self.deadline = monotonic() + END_WAIT_S
-        self.thread.join(END_WAIT_S + 1)
+        before = self.n_pieces
+        self.thread.join(1.0)
+        hopeful = self.n_pieces <= (before - self.n_pieces) * (END_WAIT_S - 1.0)
+        self.deadline = monotonic() + (END_WAIT_S - 1.0 if hopeful else 0.0)
+        self.thread.join(END_WAIT_S)
 
     def come(self) -> bool:
+        """Asked before each piece."""
+        self.n_pieces -= 1
         return self.deadline is not None and monotonic() > self.deadline
 
 

@@ -38,7 +38,7 @@ BEGIN = 1 << 20  # of the first stack; the index lies before it
 ALIGN = 4096
 MAX_INDEX_BYTES = BEGIN
 PIECE = 8 << 20  # bytes written, and pushed to the disk in turns, at a time
-SUFFIX = ".packed"
+SUFFIX, PART = ".packed", ".part"
 ROOM = 4  # a file is written where the disk has four times its size left
 
 
@@ -147,7 +147,7 @@ def write(
     for name, (s, _) in stacks.items():
         placed[name] = Stack(s.format, s.rows, s.width, s.count, at, s.bytes, 0)
         at += -(-s.bytes // ALIGN) * ALIGN
-    part = path.with_suffix(".part")
+    part = path.with_suffix(PART)
     fd = os.open(
         part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o600
     )
@@ -239,7 +239,9 @@ def make_room(folder: Path, need: int, limit: int, doomed: Callable[[str], bool]
         raise Unusable(f"{need:,} bytes are over the quota of {limit:,}")
     kept = []
     for entry in os.scandir(folder):
-        if entry.name.endswith(SUFFIX) and entry.is_file(follow_symlinks=False):
+        if entry.name.endswith(PART):
+            _sweep(entry.path)
+        elif entry.name.endswith(SUFFIX) and entry.is_file(follow_symlinks=False):
             if doomed(entry.name) or _orphan(Path(entry.path)):
                 os.unlink(entry.path)
             else:
@@ -254,6 +256,18 @@ def make_room(folder: Path, need: int, limit: int, doomed: Callable[[str], bool]
     disk = os.statvfs(folder)
     if disk.f_bavail * disk.f_frsize < ROOM * need:
         raise Unusable(f"the disk has less than {ROOM} times its {need:,} bytes left")
+
+
+def _sweep(part: str) -> None:
+    """Removes what a process left that was killed while it wrote."""
+    fd = os.open(part, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(part)
+    except (BlockingIOError, FileNotFoundError):
+        return
+    finally:
+        os.close(fd)
 
 
 def _orphan(path: Path) -> bool:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +242,37 @@ def test_a_program_that_ends_leaves_no_half_file(model: Path) -> None:
     finally:
         monkey.undo()
     assert not hit(how) and hit(kept(model))
+
+
+@pytest.mark.parametrize(("pieces_s", "left"), [(1000, 2), (4, 100)])
+def test_a_program_that_ends_waits_only_for_what_will_be_done_soon(
+    monkeypatch: pytest.MonkeyPatch, pieces_s: int, left: int
+) -> None:
+    monkeypatch.setattr(packed, "END_WAIT_S", 3.0)
+    ends, ended = packed._Ending(left), list[str]()
+
+    def write() -> None:
+        while ends.n_pieces > 0:
+            if ends.come():
+                return ended.append("given up")
+            time.sleep(1 / pieces_s)
+        return ended.append("done")
+
+    ends.thread = threading.Thread(target=write)
+    ends.thread.start()
+    ends.wait()
+    assert ended == ["done" if left < 10 else "given up"]
+
+
+def test_what_a_killed_process_left_goes(model: Path) -> None:
+    folder_of(model).mkdir(parents=True)
+    left = folder_of(model) / "other.part"
+    left.write_bytes(b"half")
+    busy = folder_of(model) / "busy.part"
+    with open(busy, "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        logits(kept(model))
+        assert not left.exists() and busy.exists() and hit(kept(model))
 
 
 def test_small_models_are_not_kept(model: Path) -> None:
