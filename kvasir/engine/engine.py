@@ -285,28 +285,25 @@ class Engine:
         )
 
     def _batch(self, parts: list[Part]) -> Batch:
-        counts = [p.n_rows for p in parts]
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        firsts = [p.sequence.n_computed for p in parts]
+        # Lists that become arrays once: a decode has few rows, and each array operation costs a microsecond.
+        tokens, positions, starts, wanted = list[int](), list[int](), [0], list[int]()
         width = max(len(p.sequence.blocks) for p in parts)
         blocks = np.full((len(parts), max(width, 1)), -1, np.int32)
         for n, part in enumerate(parts):
-            blocks[n, : len(part.sequence.blocks)] = part.sequence.blocks
-        tokens = [
-            [*p.sequence.tokens[a : a + p.count], *p.drafts] for p, a in zip(parts, firsts, strict=True)
-        ]
-        wanted = [
-            row for n, p in enumerate(parts) for row in range(starts[n + 1] - p.n_logits, starts[n + 1])
-        ]
+            sequence, first = part.sequence, part.sequence.n_computed
+            tokens += sequence.tokens[first : first + part.count]
+            tokens += part.drafts
+            positions += range(first, first + part.n_rows)
+            starts.append(len(tokens))
+            wanted += range(len(tokens) - part.n_logits, len(tokens))
+            blocks[n, : len(sequence.blocks)] = sequence.blocks
         return Batch(
-            tokens=np.concatenate([np.asarray(t, np.int32) for t in tokens]),
-            positions=np.concatenate(
-                [np.arange(a, a + c, dtype=np.int32) for a, c in zip(firsts, counts, strict=True)]
-            ),
-            starts=starts,
+            tokens=np.array(tokens, np.int32),
+            positions=np.array(positions, np.int32),
+            starts=np.array(starts, np.int32),
             blocks=blocks,
-            slots=np.asarray([p.sequence.slot for p in parts], np.int32),
-            logit_rows=np.asarray(wanted, np.int32),
+            slots=np.array([p.sequence.slot for p in parts], np.int32),
+            logit_rows=np.array(wanted, np.int32),
         )
 
     def _extend(self, sequence: Sequence, row: Floats, bars: Floats | None) -> Token:
