@@ -12,6 +12,7 @@ inline namespace KVASIR_ISA_NS {
 namespace {
 
 constexpr size_t kShort = 48;  // symbols up to which looking at all pairs is quicker than a heap
+constexpr int64_t kTogether = 32;
 constexpr int32_t kNoRank = std::numeric_limits<int32_t>::max();
 
 uint64_t mix(uint64_t h) {
@@ -104,22 +105,49 @@ Bpe::Bpe(const Strings& tokens, const Strings& merges, bool whole)
         letters_[c] = find({spelled, c < 0x80 ? 1u : 2u});
         if (letters_[c] < 0) throw std::invalid_argument("the alphabet is not complete");
     }
-    std::string joined;
-    int32_t last = 0;
-    for (int64_t i = 0; i < merges.n; i++) {
-        const std::string_view both = merges[i];
+    for (int64_t i = 0; i < merges.n; i += kTogether) add_merges(merges, i, std::min(merges.n, i + kTogether));
+}
+
+// Some merges at a time: what their look-ups will touch is asked for before it is needed.
+void Bpe::add_merges(const Strings& merges, int64_t begin, int64_t end) {
+    struct Found {
+        std::string_view text;
+        uint64_t hash;
+    } halves[2 * kTogether];
+    const auto n = static_cast<size_t>(end - begin);
+    for (size_t i = 0; i < n; i++) {
+        const std::string_view both = merges[begin + static_cast<int64_t>(i)];
         const size_t gap = both.find(' ', 1);  // the first letter may itself be a space
         if (gap == std::string_view::npos || gap + 1 == both.size())
-            throw std::invalid_argument("merge " + std::to_string(i) + " is not two tokens");
-        joined.assign(both.substr(0, gap)).append(both.substr(gap + 1));
-        const int32_t left = find(both.substr(0, gap)), right = find(both.substr(gap + 1)), id = made_by(joined, last);
-        if (left < 0 || right < 0 || id < 0)
-            throw std::invalid_argument("merge " + std::to_string(i) + " has a token that is not in the vocabulary");
-        last = id;
-        size_t slot = mix(pair_of(left, right)) & (merge_slots_.size() - 1);
-        while (merge_slots_[slot].pair != ~uint64_t{0} && merge_slots_[slot].pair != pair_of(left, right))
+            throw std::invalid_argument("merge " + std::to_string(begin + static_cast<int64_t>(i)) + " is not two tokens");
+        for (const auto& half : {both.substr(0, gap), both.substr(gap + 1)}) {
+            Found& found = halves[2 * i + (half.data() != both.data())];
+            found = {half, hash_of(half)};
+            __builtin_prefetch(&token_slots_[found.hash & (token_slots_.size() - 1)]);
+        }
+    }
+    for (size_t i = 0; i < 2 * n; i++)
+        if (const uint64_t slot = token_slots_[halves[i].hash & (token_slots_.size() - 1)]) __builtin_prefetch(tokens_.ends + (slot & 0xffffffffu) - 1);
+    for (size_t i = 0; i < 2 * n; i++)
+        if (const uint64_t slot = token_slots_[halves[i].hash & (token_slots_.size() - 1)])
+            __builtin_prefetch(tokens_[static_cast<int32_t>(slot & 0xffffffffu) - 1].data());
+    Merge made[kTogether];
+    std::string joined;
+    for (size_t i = 0; i < n; i++) {
+        const Found &left = halves[2 * i], &right = halves[2 * i + 1];
+        const int32_t l = find(left.text, left.hash), r = find(right.text, right.hash);
+        last_ = made_by(joined.assign(left.text).append(right.text), last_);
+        const int64_t rank = begin + static_cast<int64_t>(i);
+        if (l < 0 || r < 0 || last_ < 0)
+            throw std::invalid_argument("merge " + std::to_string(rank) + " has a token that is not in the vocabulary");
+        made[i] = {pair_of(l, r), static_cast<int32_t>(rank), last_};
+        __builtin_prefetch(&merge_slots_[mix(made[i].pair) & (merge_slots_.size() - 1)]);
+    }
+    for (size_t i = 0; i < n; i++) {
+        size_t slot = mix(made[i].pair) & (merge_slots_.size() - 1);
+        while (merge_slots_[slot].pair != ~uint64_t{0} && merge_slots_[slot].pair != made[i].pair)
             slot = (slot + 1) & (merge_slots_.size() - 1);
-        merge_slots_[slot] = {pair_of(left, right), static_cast<int32_t>(i), id};
+        merge_slots_[slot] = made[i];
     }
 }
 
@@ -137,8 +165,10 @@ void Bpe::add_token(int32_t id) {
 }
 
 int32_t Bpe::find(std::string_view token) const {
-    if (token.empty()) return -1;
-    const uint64_t hash = hash_of(token);
+    return token.empty() ? -1 : find(token, hash_of(token));
+}
+
+int32_t Bpe::find(std::string_view token, uint64_t hash) const {
     for (size_t slot = hash & (token_slots_.size() - 1); token_slots_[slot]; slot = (slot + 1) & (token_slots_.size() - 1)) {
         const int32_t id = static_cast<int32_t>(token_slots_[slot] & 0xffffffffu) - 1;
         if (token_slots_[slot] >> 32 == hash >> 32 && tokens_[id] == token) return id;

@@ -51,6 +51,8 @@ class Bpe {
     static constexpr int kLetters = 0x180;
 
     void add_token(int32_t id);
+    void add_merges(const Strings& merges, int64_t begin, int64_t end);
+    int32_t find(std::string_view token, uint64_t hash) const;
     int32_t made_by(std::string_view joined, int32_t last) const;
     const Merge* merge(int32_t left, int32_t right) const;
     void join_short(std::vector<int32_t>& symbols) const;
@@ -59,6 +61,7 @@ class Bpe {
     Strings tokens_;
     bool whole_;
     bool twice_ = false;  // some token is there twice
+    int32_t last_ = 0;    // what the merge added last makes
     std::vector<uint64_t> token_slots_;  // upper half of the hash | id + 1; 0 is free
     std::vector<Merge> merge_slots_;
     int32_t letters_[kLetters];

@@ -192,7 +192,37 @@ void write_header(const Spec& spec, const FileBlock& from, int row, uint8_t* hea
     if (layout::has_min(spec.scale)) std::memcpy(header + 16 + 2 * row, &from.dmin, 2);
 }
 
+// Formats whose bytes hold weights i and i + 16 of 32 as the low plane of a panel does: its words are moved as they are.
+template <int kBlock, int kScale> void pack_nibbles(const uint8_t* raw, int64_t width, int row, uint8_t* panel) {
+    constexpr size_t kPlane = 8 * kScale;  // scales of 8 rows stand before the codes
+    for (int64_t k = 0; k < width; k += 32, raw += kBlock, panel += kPlane + 128) {
+        if constexpr (kScale == 1) panel[row] = raw[0];
+        for (int i = 0; i < kScale / 2; i++) std::memcpy(panel + 16 * i + 2 * row, raw + 2 * i, 2);
+        for (int v = 0; v < 4; v++) put_word(panel + kPlane + 32 * v + 4 * row, word(raw + kScale + 4 * v));
+    }
+}
+
+void pack_bytes(const uint8_t* raw, int64_t width, int row, uint8_t* panel) {
+    for (int64_t k = 0; k < width; k += 32, raw += 34, panel += 16 + 256) {
+        std::memcpy(panel + 2 * row, raw, 2);
+        for (int v = 0; v < 8; v++) put_word(panel + 16 + 32 * v + 4 * row, word(raw + 2 + 4 * v) ^ 0x80808080u);  // int8 + 128
+    }
+}
+
+// The formats that most weights have, without a detour over codes.
+bool pack_quickly(Format format, const uint8_t* raw, int64_t width, int row, uint8_t* panel) {
+    switch (format) {
+        case Format::Q4_0:
+        case Format::IQ4_NL: return pack_nibbles<18, 2>(raw, width, row, panel), true;
+        case Format::Q4_1: return pack_nibbles<20, 4>(raw, width, row, panel), true;
+        case Format::MXFP4: return pack_nibbles<17, 1>(raw, width, row, panel), true;
+        case Format::Q8_0: return pack_bytes(raw, width, row, panel), true;
+        default: return false;
+    }
+}
+
 void pack_row(Format format, const uint8_t* raw, int64_t width, int row, uint8_t* panel) {
+    if (pack_quickly(format, raw, width, row, panel)) return;
     const Spec spec = layout::spec_of(format);
     const int group = layout::blocks_per_header(spec.scale);
     FileBlock block;
