@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,24 +217,34 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.suite) - set(suites):
         parser.error(f"unknown suite {', '.join(unknown)}; there are {', '.join(suites)}")
+    about, rows = machine(), list[dict[str, object]]()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for wanted in args.model or USUAL:
+            for row in rows_of(wanted, args):
+                rows.append(row)  # at once, for a run that is cut short
+    except KeyboardInterrupt:
+        say("cut short: what was measured until here")
+    ends = ("of the best", "bar", "per cent of the limit", "others, %")
+    names = dict.fromkeys(k for row in rows for k in row if k not in ends and k != "suite")
+    report(f"Kvasir and its rivals, {args.threads} threads", about, [*names, *ends], rows)
+
+
+def rows_of(wanted: str, args: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """The rows of one model, one by one."""
     rounds, tries = (1, 1) if args.quick else (args.rounds, TRIES)
-    about, rows, names = machine(), list[dict[str, object]](), dict[str, None]()
-    for wanted in args.model or USUAL:
-        path, form, shape = subject(wanted)
-        ours = Kvasir(path, args.threads, args.kv)
-        contenders: list[Contender] = [ours, *(rival(r, path, args.threads) for r in args.rival)]
-        names |= dict.fromkeys(c.name for c in contenders)
-        for suite in args.suite or ("decode", "prefill"):
-            for cell in cells(suite, path, form, shape, args.quick):
-                sizes = set(cell.what.split())
-                if not sizes & set(args.at) if args.at else args.quick and sizes & {"2048", "16384"}:
-                    continue
-                say(f"{wanted}: {cell.what}")
-                row = measured(cell, contenders, rounds, tries, args.threads)
-                rows.append({"suite": suite, "model": wanted, **row})
-        ours.close()
-    columns = ("model", "what", *names, "of the best", "bar", "per cent of the limit", "others, %")
-    report(f"Kvasir and its rivals, {args.threads} threads", about, columns, rows)
+    path, form, shape = subject(wanted)
+    ours = Kvasir(path, args.threads, args.kv)
+    contenders: list[Contender] = [ours, *(rival(r, path, args.threads) for r in args.rival)]
+    for suite in args.suite or ("decode", "prefill"):
+        for cell in cells(suite, path, form, shape, args.quick):
+            sizes = set(cell.what.split())
+            if not sizes & set(args.at) if args.at else args.quick and sizes & {"2048", "16384"}:
+                continue
+            say(f"{wanted}: {cell.what}")
+            row = measured(cell, contenders, rounds, tries, args.threads)
+            yield {"suite": suite, "model": wanted, **row}
+    ours.close()
 
 
 if __name__ == "__main__":
