@@ -115,7 +115,7 @@ std::vector<Matrix> pack_stack(Pool& pool, const std::string& name, Rows<uint8_t
     size_t each = panel_bytes(format, width), row_bytes = raw.shape(1);
     const uint8_t* from = raw.data();
     nb::gil_scoped_release free;
-    auto data = zeros(static_cast<size_t>(panels * count) * each);
+    auto data = weight_memory(static_cast<size_t>(panels * count) * each);
     auto few = static_cast<int64_t>(kDropped / (row_bytes * kPanel));
     int64_t grain = std::max<int64_t>(8, std::min(few, panels * count / (4 * pool.threads())));
     pool.split(panels * count, grain, [&](int64_t begin, int64_t end, int) {
@@ -223,7 +223,7 @@ Fresh decode_rows(const std::string& name, Rows<uint8_t> raw, int64_t width) {
 double bandwidth(int64_t megabytes, int threads) {
     constexpr int64_t kPiece = 1 << 16;
     int64_t bytes = std::max<int64_t>(megabytes, 1) << 20;
-    std::shared_ptr<uint8_t> data = zeros(static_cast<size_t>(bytes));
+    std::shared_ptr<uint8_t> data = weight_memory(static_cast<size_t>(bytes));  // as weights lie
     std::memset(data.get(), 1, static_cast<size_t>(bytes));
     Pool pool(threads);
     std::atomic<int> sink{0};

@@ -3,14 +3,8 @@
 #include "repack.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 #include <stdexcept>
 #include <string>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #include "simd.h"
 
@@ -276,17 +270,6 @@ void decode_unit(const Spec& spec, const uint8_t* block, int row, float d, float
     }
 }
 
-// Large tables of weights want large pages: fewer misses of the address cache while a kernel streams them.
-std::shared_ptr<uint8_t> allocate(size_t bytes) {
-    const size_t page = bytes >= (4u << 20) ? 2u << 20 : 64u;
-    void* p = nullptr;
-    if (posix_memalign(&p, page, std::max<size_t>(bytes, 64)) != 0) throw std::bad_alloc();
-#ifdef __linux__
-    if (page > 64) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-    return std::shared_ptr<uint8_t>(static_cast<uint8_t*>(p), [](uint8_t* q) { std::free(q); });
-}
-
 }  // namespace
 
 namespace repack {
@@ -371,7 +354,7 @@ Matrix pack(Format format, const uint8_t* raw, int64_t rows, int64_t width) {
         throw std::invalid_argument(std::string(format_name(format)) + " rows hold a multiple of " +
                                     std::to_string(entry(format).width) + " weights, not " + std::to_string(width));
     Matrix m{format, rows, width, panel_bytes(format, width), nullptr};
-    std::shared_ptr<uint8_t> data = allocate(m.bytes());
+    std::shared_ptr<uint8_t> data = weight_memory(m.bytes());
     pack_panels(format, raw, rows, width, 0, m.panels(), data.get());
     m.data = std::move(data);
     return m;

@@ -59,6 +59,9 @@ struct Matrix {
 size_t panel_bytes(Format format, int64_t width);
 
 // Repacks `rows` file rows; rows beyond O in the last panel are zero. Throws std::invalid_argument for a bad width.
+// Room for packed weights, 64-byte aligned, in large pages where the system has them. Throws std::bad_alloc.
+std::shared_ptr<uint8_t> weight_memory(size_t bytes);
+
 Matrix pack(Format format, const uint8_t* raw, int64_t rows, int64_t width);
 // The same in pieces (for loading by several threads): writes panels [begin, end) of a matrix of `rows` rows into `out`.
 void pack_panels(Format format, const uint8_t* raw, int64_t rows, int64_t width, int64_t begin, int64_t end, uint8_t* out);
