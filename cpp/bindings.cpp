@@ -185,7 +185,7 @@ Matrix pack_alone(const std::string& name, Rows<uint8_t> raw, int64_t width) {
 Fresh linear_alone(const Matrix& w, Rows<float> x, int threads) {
     auto T = static_cast<int64_t>(x.shape(0));
     if (static_cast<int64_t>(x.shape(1)) != w.width) throw std::invalid_argument("x is not as wide as the matrix");
-    size_t stride = activation_bytes(w.activation(), w.width);
+    size_t stride = activation_stride(w.activation(), w.width);
     Buffer rows;
     rows.reserve(static_cast<size_t>(T) * stride + 16);
     for (int64_t t = 0; t < T; t++)

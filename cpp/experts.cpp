@@ -82,8 +82,8 @@ class ExpertsOp : public Op {
     }
 
    private:
-    size_t stride(int i) const { return activation_bytes(inputs_[i].kind, x_.width); }
-    size_t inner_stride() const { return activation_bytes(inner_kind_, width_); }
+    size_t stride(int i) const { return activation_stride(inputs_[i].kind, x_.width); }
+    size_t inner_stride() const { return activation_stride(inner_kind_, width_); }
     uint8_t* inner_row(int64_t entry) const { return inner_.as<uint8_t>() + static_cast<size_t>(entry) * inner_stride(); }
     Choice* chosen(int64_t t) { return choices_.data() + t * shape_.k; }
 

@@ -73,7 +73,7 @@ struct Prepared {
     Value x;
     Activation kind;
     std::shared_ptr<Buffer> rows;
-    size_t stride() const { return activation_bytes(kind, x.width); }
+    size_t stride() const { return activation_stride(kind, x.width); }
 };
 std::unique_ptr<Op> prepare_rows(std::shared_ptr<Prepared> p);
 std::unique_ptr<Op> linear(std::shared_ptr<Prepared> x, Matrix w, Floats bias, Value out);

@@ -64,6 +64,7 @@ inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats minus(Floats a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }   // a * b + c
 inline Floats fnma(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); } // c - a * b
 inline Floats load_half(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
@@ -90,6 +91,7 @@ inline Bytes repeat4(const void* p) {  // 4 bytes, in each of the 8 lanes
     std::memcpy(&v, p, 4);
     return _mm256_set1_epi32(v);
 }
+inline void store_bytes(void* p, Bytes a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
 template <int N> inline Bytes bits_right(Bytes a, int mask) {  // each byte >> N, and mask; mask must drop what crosses a byte
     return _mm256_and_si256(N ? _mm256_srli_epi16(a, N) : a, _mm256_set1_epi8(static_cast<char>(mask)));
 }
@@ -102,6 +104,8 @@ inline Bytes look_up(Bytes table, Bytes index) { return _mm256_shuffle_epi8(tabl
 
 inline Shorts zero_shorts() { return _mm256_setzero_si256(); }
 inline Shorts all_shorts(int v) { return _mm256_set1_epi16(static_cast<short>(v)); }
+inline Shorts load_shorts(const int16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store_shorts(int16_t* p, Shorts a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
 inline Shorts add_shorts(Shorts a, Shorts b) { return _mm256_add_epi16(a, b); }  // wraps: a sum that fits at the end is exact
 inline Shorts sub_shorts(Shorts a, Shorts b) { return _mm256_sub_epi16(a, b); }
 template <int N> inline Shorts shift_left(Shorts a) { return _mm256_slli_epi16(a, N); }
@@ -129,6 +133,7 @@ inline Floats load(const float* p) { KVASIR_EACH(Floats, 8, p[i]); }
 inline void store(float* p, const Floats& a) { std::memcpy(p, a.v, sizeof a.v); }
 inline Floats add(const Floats& a, const Floats& b) { KVASIR_EACH(Floats, 8, a.v[i] + b.v[i]); }
 inline Floats mul(const Floats& a, const Floats& b) { KVASIR_EACH(Floats, 8, a.v[i] * b.v[i]); }
+inline Floats minus(const Floats& a) { KVASIR_EACH(Floats, 8, -a.v[i]); }
 inline Floats fma(const Floats& a, const Floats& b, const Floats& c) { KVASIR_EACH(Floats, 8, a.v[i] * b.v[i] + c.v[i]); }
 inline Floats fnma(const Floats& a, const Floats& b, const Floats& c) { KVASIR_EACH(Floats, 8, c.v[i] - a.v[i] * b.v[i]); }
 inline Floats load_half(const void* p) {
@@ -166,6 +171,7 @@ inline Bytes load_bytes(const void* p) {
     return r;
 }
 inline Bytes repeat4(const void* p) { KVASIR_EACH(Bytes, 32, static_cast<const uint8_t*>(p)[i & 3]); }
+inline void store_bytes(void* p, const Bytes& a) { std::memcpy(p, a.v, 32); }
 template <int N> inline Bytes bits_right(const Bytes& a, int mask) { KVASIR_EACH(Bytes, 32, static_cast<uint8_t>((a.v[i] >> N) & mask)); }
 template <int N> inline Bytes bits_left(const Bytes& a, int mask) { KVASIR_EACH(Bytes, 32, static_cast<uint8_t>((a.v[i] << N) & mask)); }
 inline Bytes or_bytes(const Bytes& a, const Bytes& b) { KVASIR_EACH(Bytes, 32, a.v[i] | b.v[i]); }
@@ -174,6 +180,8 @@ inline Bytes look_up(const Bytes& table, const Bytes& index) { KVASIR_EACH(Bytes
 
 inline Shorts all_shorts(int v) { KVASIR_EACH(Shorts, 16, static_cast<int16_t>(v)); }
 inline Shorts zero_shorts() { return all_shorts(0); }
+inline Shorts load_shorts(const int16_t* p) { KVASIR_EACH(Shorts, 16, p[i]); }
+inline void store_shorts(int16_t* p, const Shorts& a) { std::memcpy(p, a.v, sizeof a.v); }
 inline Shorts add_shorts(const Shorts& a, const Shorts& b) { KVASIR_EACH(Shorts, 16, static_cast<int16_t>(a.v[i] + b.v[i])); }
 inline Shorts sub_shorts(const Shorts& a, const Shorts& b) { KVASIR_EACH(Shorts, 16, static_cast<int16_t>(a.v[i] - b.v[i])); }
 template <int N> inline Shorts shift_left(const Shorts& a) { KVASIR_EACH(Shorts, 16, static_cast<int16_t>(static_cast<uint16_t>(a.v[i]) << N)); }
@@ -186,6 +194,9 @@ inline void pin(Shorts&) {}
 
 #undef KVASIR_EACH
 #endif
+
+// What is in memory stays there: sums that a tile keeps in memory shall not be copied to the stack as well.
+inline void settle() { asm volatile("" : : : "memory"); }
 
 inline Shorts shorts_of(const Bytes& b) {  // the same bits seen as int16
 #ifdef KVASIR_AVX2

@@ -78,15 +78,18 @@ constexpr size_t block_bytes(const Spec& s) { return scale_bytes(s.scale) + plan
 constexpr uint8_t kIq4[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 constexpr uint8_t kMxfp4[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
-// One block of 32 activations: 48 bytes. The sums are negative, so that shifting them left by Spec::offset starts a centred sum.
+// One block of 32 activations, a cache line. Sums are negative, so that adding them, or a multiple, centres a sum of codes; those
+// in int16 are by lane: of q with k % 4 in {0, 1} and with k % 4 in {2, 3}. A half is 16 of k.
 struct Block {
-    float scale;       // amax / 127
-    float sum;         // scale * (sum of q): for formats with a minimum
-    int16_t minus[2];  // -(sum of q with k % 4 in {0, 1}), -(with k % 4 in {2, 3}): the two int16 lanes of a row
-    int16_t minus_lo[2];  // the same of the first 16
+    float scale;      // amax / 127
+    float sum;        // scale * (sum of q): for formats with a minimum
+    int32_t minus_8;  // -8 (sum of q)
+    int16_t minus[2];
+    int16_t half_minus[2][2];
+    int16_t half_minus_32[2][2];  // 32 times that: at most 8 * 127 * 32 = 32512
     int8_t q[32];
 };
-static_assert(sizeof(Block) == 48, "kernels step over activations by 48 bytes");
+static_assert(sizeof(Block) == 64, "kernels step over activations by 64 bytes");
 
 }  // namespace layout
 }  // namespace KVASIR_ISA_NS

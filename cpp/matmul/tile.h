@@ -1,4 +1,4 @@
-// One tile of a quantized product: T rows of x by one panel of 8 output rows, along the whole of k. Included by a file a family.
+// One tile of a quantized product: T rows of x by one panel of 8 output rows, along the whole of k. Many rows: rows.h.
 //
 // Codes are unsigned and meet int8 activations in `dot_bytes` (u8 x s8, pairs added in int16). Per block of 32 a row's sum lives in
 // two int16 lanes of 16 products each, widened once a block, which doubles the peak against widening each product. It fits because
@@ -145,7 +145,7 @@ void tile(const uint8_t* w, int64_t blocks, const Block* const* x, Floats* out) 
             for (int t = 0; t < T; t++) {
                 const Shorts minus = shorts_of(repeat4(x[t][b].minus));
                 if constexpr (halves && spec.offset >= 0) {
-                    const Shorts minus_lo = shorts_of(repeat4(x[t][b].minus_lo));
+                    const Shorts minus_lo = shorts_of(repeat4(x[t][b].half_minus[0]));
                     s[t] = shift_left<offset>(minus_lo);
                     u[t] = shift_left<offset>(sub_shorts(minus, minus_lo));
                 } else if constexpr (wide) {
@@ -196,7 +196,7 @@ void tile(const uint8_t* w, int64_t blocks, const Block* const* x, Floats* out) 
                 if constexpr (kind == Scale::HalfMin) acc[t] = fma(min, all(block.sum), acc[t]);
                 if constexpr (kind == Scale::SuperMin) acc[t] = fnma(min, all(block.sum), acc[t]);
                 if constexpr (kind == Scale::Super16Min) {
-                    const Shorts minus = shorts_of(repeat4(block.minus)), minus_lo = shorts_of(repeat4(block.minus_lo));
+                    const Shorts minus = shorts_of(repeat4(block.minus)), minus_lo = shorts_of(repeat4(block.half_minus[0]));
                     const Ints mins = add_ints(dot_shorts(minus_lo, min_lo), dot_shorts(sub_shorts(minus, minus_lo), min_hi));
                     acc[t] = fma(mul(min, all(block.scale)), to_floats(mins), acc[t]);
                 }
@@ -218,7 +218,7 @@ template <Format F, int T> inline void rows_by_panels(const Product& p, int64_t 
 }
 
 // Panels in chunks that stay in the second cache while all rows of a chunk of x, which stays there too, pass over them.
-template <Format F, int Most = 8> void product(const Product& p) {
+template <Format F> void product(const Product& p) {
     const int64_t begin = p.o_begin / kPanel, end = (p.o_end + kPanel - 1) / kPanel;
     const int64_t panels_at_once = std::max<int64_t>(1, static_cast<int64_t>((128 << 10) / p.panel_bytes));
     const int64_t rows_at_once = std::max<int64_t>(16, static_cast<int64_t>((192 << 10) / p.x_stride) / 8 * 8);
@@ -227,8 +227,7 @@ template <Format F, int Most = 8> void product(const Product& p) {
         for (int64_t c0 = begin; c0 < end; c0 += panels_at_once) {
             const int64_t c1 = std::min(end, c0 + panels_at_once);
             int64_t t = r0;
-            if constexpr (Most >= 8)
-                for (; t + 8 <= r1; t += 8) rows_by_panels<F, 8>(p, t, c0, c1);
+            for (; t + 8 <= r1; t += 8) rows_by_panels<F, 8>(p, t, c0, c1);
             for (; t + 4 <= r1; t += 4) rows_by_panels<F, 4>(p, t, c0, c1);
             for (; t + 2 <= r1; t += 2) rows_by_panels<F, 2>(p, t, c0, c1);
             for (; t < r1; t++) rows_by_panels<F, 1>(p, t, c0, c1);

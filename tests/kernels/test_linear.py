@@ -90,9 +90,9 @@ def test_a_row_is_the_same_bits_in_any_batch(kernels: Any, name: str) -> None:
     f = FORMATS[name]
     width = 517 if name in FLOAT_NAMES else 768
     matrix = kernels.pack(name, weights(f, 29, width), width)
-    x = inputs(70, width)
+    x = inputs(140 if name in ("F16", "Q4_0", "Q8_0", "Q6_K") else 70, width)
     alone = np.concatenate([kernels.linear(matrix, x[t : t + 1]) for t in range(len(x))])
-    for T in (*range(1, 10), 33, 70):
+    for T in (*range(1, 14), 33, len(x)):
         assert np.array_equal(kernels.linear(matrix, x[:T]), alone[:T]), T
     assert np.array_equal(kernels.linear(matrix, x[3:16]), alone[3:16])
 
@@ -172,6 +172,20 @@ def test_activations_are_int8_in_blocks_of_32(kernels: Any, name: str) -> None:
     q = seen / scale
     assert np.abs(q - np.rint(q)).max() < 1e-3 and np.abs(q).max() < 127.01
     assert (np.abs(seen - blocks) <= scale * 0.5001).all()
+
+
+def test_builds_prepare_the_same_bits() -> None:
+    x = inputs(64, 1024) * np.float32(10.0) ** np.arange(-32, 32, dtype=np.float32)[:, None]
+    x[3, 5], x[4, 40], x[5, 70] = np.nan, np.inf, -np.inf
+    x[6, :64], x[7, ::2] = 0, 127.5
+    seen = []
+    for isa in BUILDS:
+        try:
+            k = load(isa)
+        except UsageError:
+            continue
+        seen.append(k.prepared(k.pack("Q8_0", weights(FORMATS["Q8_0"], 8, 1024), 1024), x))
+    assert all(np.array_equal(s.view(np.uint32), seen[0].view(np.uint32)) for s in seen)
 
 
 @pytest.mark.parametrize(("name", "width"), [("Q4_0", 48), ("Q4_K", 128), ("Q8_0", 0)])
