@@ -68,11 +68,8 @@ def columns_of(rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, An
 
 def quality(file: str) -> str:
     title, machine, *rest = Path(file).read_text().strip().split("\n")
-    return (
-        f"{wrapped(machine).partition('. Medians')[0]}.\n\n{title.capitalize()}\n"
-        + "\n".join(rest[:-1])
-        + "\n"
-    )
+    about = wrapped(machine.partition(", load")[0]).partition(". Medians")[0]  # nothing is timed
+    return f"{about}.\n\n{title[:1].upper()}{title[1:]}\n" + "\n".join(rest[:-1]) + "\n"
 
 
 def put(name: str, body: str) -> None:
