@@ -75,9 +75,8 @@ class Engine:
             reuse and bool(program.plan.states),
         )
         self.speculation: Speculation | None = None
-        if (
-            drafter is not None and not slotted
-        ):  # a recurrent state cannot take back the rows of a wrong guess
+        # A recurrent state cannot take back the rows of a wrong guess.
+        if drafter is not None and not slotted:
             self.speculation = Speculation(NgramDrafter() if isinstance(drafter, str) else drafter, self.cost)
 
     @property
