@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kvasir.sampling import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class ChatRequest:
     which go before them.  `max_context` caps prompt and answer together; a prompt over it is refused with
     both lengths, unless `truncate`: then the oldest tokens go, and `Metrics.n_truncated` says how many.
     Requests of one `tenant` share what is computed of their prompts; others never see it.  Higher `priority`
-    is let in first.
+    is let in first.  With `parse` the answer comes in its parts, thoughts, text and calls of tools, as the
+    model's family marks them; else it is the text that the model writes.  `tool_choice`: "auto", "none",
+    "required" (some tool must be called), or the name of the tool that must be.
     """
 
     params: SamplingParams
@@ -50,6 +52,9 @@ class ChatRequest:
     context: tuple[int, ...] = ()
     add_special_tokens: bool = True
     tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    parse: bool = False
     think: bool | str | None = None
     max_context: int | None = None
     truncate: bool = False
@@ -91,18 +96,40 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ToolPiece:
+    """A piece of a call: `arguments` of all pieces with one `number` join to its JSON object.
+
+    The first piece of a call has its `name` and `id`; `last` says that the call is whole.
+    """
+
+    number: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    last: bool = False
+
+
+@dataclass(frozen=True)
 class Delta:
-    """A further piece of answer `index`: whole characters, never part of a stop string."""
+    """A further piece of answer `index`: whole characters, never part of a stop string.
+
+    With `ChatRequest.parse` its thoughts and calls come apart from `text`; a piece may have any of them.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     index: int = 0
+    thinking: str = ""
+    tool_calls: tuple[ToolPiece, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of answer `index`.  `stop_reason`: the stop string or token id that ended it, if one did."""
+    """The end of answer `index`.  `stop_reason`: the stop string or token id that ended it, if one did.
+
+    `reason` is "tool_calls" when the answer came in its parts, ended by itself, and called a tool.
+    """
 
     reason: FinishReason
     metrics: Metrics = field(default_factory=Metrics)

@@ -1,0 +1,72 @@
+"""What the server needs of a protocol: how a body becomes requests, and how events become bytes.
+
+A protocol is a module of pure functions.  Its parser turns a body into something `Asked`; a `Reply` turns the
+events of the answer into what goes over the wire.  Neither knows HTTP or a model's process.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kvasir.api.loaded import Loaded
+from kvasir.chat import ChatRequest, Event
+from kvasir.errors import KvasirError
+
+
+class Reply(Protocol):
+    """One answer on its way out.  Mutable: it gathers what it needs as events pass.
+
+    Events of several requests come merged, `index` counted through: request `i` of `n` answers each has
+    indexes `i * n` to `i * n + n - 1`.
+    """
+
+    def begin(self) -> bytes:
+        """What a stream begins with, once the first event is there; may be nothing."""
+        ...
+
+    def line(self, event: Event) -> bytes:
+        """What an event adds to a stream; nothing when it shows nothing yet."""
+        ...
+
+    def end(self) -> bytes:
+        """What a stream ends with, after the last answer's end."""
+        ...
+
+    def broken(self, error: KvasirError) -> bytes:
+        """What a stream ends with when an error cuts it off."""
+        ...
+
+    def take(self, event: Event) -> None:
+        """Gathers an event of an answer that is not streamed."""
+        ...
+
+    def whole(self) -> bytes:
+        """The body of an answer that is not streamed, after all its events."""
+        ...
+
+
+class Asked(Protocol):
+    """What a body asks for, before it is known which model answers.
+
+    `warnings`: fields that nobody knows, served and told in a header.
+    """
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def keep_alive_s(self) -> float | None: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+    @property
+    def media_type(self) -> str:
+        """Of the answer: NDJSON or server-sent events for a stream, else JSON."""
+        ...
+
+    def requests(self, model: Loaded) -> tuple[ChatRequest, ...]:
+        """The requests to this model.  Raises UsageError for what it cannot do, by name of the field."""
+        ...
+
+    def reply(self, model: Loaded, load_s: float) -> Reply: ...
