@@ -60,6 +60,7 @@ class AttendOp : public Op {
     }
 
     int phases() const override { return 3; }  // keep, look, join
+    bool by_rows() const override { return true; }
 
     void begin(const Step& s) override {
         if (own_) cache_->reserve(s.fresh_blocks.back());

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -25,6 +26,7 @@
 #include "experts.h"
 #include "ops.h"
 #include "peak.h"
+#include "products.h"
 #include "recurrent.h"
 #include "repack.h"
 #include "sample.h"
@@ -348,8 +350,19 @@ class Builder {
     Builder(const Builder&) = delete;
 
     int put(std::unique_ptr<Op> op) {
-        program_.add(std::move(op));
+        if (chained_) {
+            links_.push_back(std::move(op));
+        } else {
+            program_.add(std::move(op));
+        }
         return static_cast<int>(program_.size()) - 1;
+    }
+
+    // What is put from here to `close` becomes one op.
+    void open() { chained_ = true; }
+    int close() {
+        chained_ = false;
+        return put(chain(std::exchange(links_, {})));
     }
 
     int embed(const std::string& format, Rows<uint8_t> raw, int64_t width, bool by_position, Value out) {
@@ -368,16 +381,24 @@ class Builder {
         return put(kvasir::rope(x, known, heads, out));
     }
 
-    // `slot` names the buffer for the prepared x; it is free again after the last product that reads x.
-    int linear(Value x, const Matrix& w, Vector bias, int slot, Value out) {
-        auto& known = prepared_[{x.id, w.activation()}];
-        if (!known) {
-            auto& buffer = buffers_[{slot, w.activation()}];
-            if (!buffer) buffer = std::make_shared<Buffer>();
-            known = std::make_shared<Prepared>(Prepared{x, w.activation(), buffer});
-            put(prepare_rows(known));
-        }
-        return put(kvasir::linear(known, w, floats_of(bias), out));
+    // The rows of x as the kernel of `format` reads them, from here on. `slot` names the buffer; it is free again after the last
+    // product that reads x.
+    void prepare(Value x, const std::string& format, int slot) {
+        if (!prepared_.count({x.id, activation_of(format_named(format))})) put(prepare_rows(room(x, activation_of(format_named(format)), slot)));
+    }
+
+    int products(Value x, const std::vector<Matrix>& w, const std::vector<Vector>& biases, const std::vector<Value>& outs) {
+        return put(kvasir::products(parts_of(x, w, biases, outs)));
+    }
+
+    // `formats`: of the products that read `out`; they find it prepared.
+    int gated(Value x, const std::vector<Matrix>& w, const std::vector<Vector>& biases, const std::vector<Value>& outs,
+              const std::string& fn, float limit, const std::vector<std::string>& formats, int slot) {
+        auto parts = parts_of(x, w, biases, outs);
+        Gated g{parts.at(0), parts.at(1), activated_from_name(fn), limit, outs.at(2), {}};
+        for (const std::string& f : formats)
+            if (!prepared_.count({g.out.id, activation_of(format_named(f))})) g.ready.push_back(room(g.out, activation_of(format_named(f)), slot));
+        return put(kvasir::gated(std::move(g)));
     }
 
     std::string fault(const Batch& b) const { return program_.fault(b); }
@@ -404,22 +425,40 @@ class Builder {
     Pool& pool() { return *pool_; }
 
    private:
+    std::vector<Part> parts_of(const Value& x, const std::vector<Matrix>& w, const std::vector<Vector>& biases,
+                               const std::vector<Value>& outs) const {
+        std::vector<Part> parts;
+        for (size_t i = 0; i < w.size(); i++)
+            parts.push_back({prepared_.at({x.id, w[i].activation()}), w[i], floats_of(biases.at(i)), outs.at(i)});
+        return parts;
+    }
+
+    std::shared_ptr<Prepared> room(const Value& x, Activation kind, int slot) {
+        auto& buffer = buffers_[{slot, kind}];
+        if (!buffer) buffer = std::make_shared<Buffer>();
+        return prepared_[{x.id, kind}] = std::make_shared<Prepared>(Prepared{x, kind, buffer});
+    }
+
     std::shared_ptr<Pool> pool_;
     Program program_;
+    bool chained_ = false;
+    std::vector<std::unique_ptr<Op>> links_;
     std::map<std::pair<std::vector<double>, double>, std::shared_ptr<Turn>> turns_;
     std::map<std::pair<int, Activation>, std::shared_ptr<Prepared>> prepared_;
     std::map<std::pair<int, Activation>, std::shared_ptr<Buffer>> buffers_;
     const Step* now_ = nullptr;
 };
 
-Batch batch_of(Flat<int32_t> tokens, Flat<int32_t> positions, Flat<int32_t> starts, Rows<int32_t> blocks, Flat<int32_t> slots,
-               Flat<int32_t> logit_rows) {
+Batch batch_of(const Flat<int32_t>& tokens, const Flat<int32_t>& positions, const Flat<int32_t>& starts, const Rows<int32_t>& blocks,
+               const Flat<int32_t>& slots, const Flat<int32_t>& logit_rows) {
     auto size = [](const auto& a) { return static_cast<int64_t>(a.size()); };
-    Batch b{tokens.data(), positions.data(), starts.data(), blocks.data(), slots.data(), logit_rows.data(),
+    return {tokens.data(), positions.data(), starts.data(), blocks.data(), slots.data(), logit_rows.data(),
             size(tokens), size(starts) - 1, static_cast<int64_t>(blocks.shape(1)), size(logit_rows)};
-    if (size(positions) != b.T || size(slots) != b.N || static_cast<int64_t>(blocks.shape(0)) != b.N)
-        throw std::invalid_argument("the arrays of the batch do not fit together");
-    return b;
+}
+
+bool fits(const Flat<int32_t>& positions, const Flat<int32_t>& slots, const Rows<int32_t>& blocks, const Batch& b) {
+    return static_cast<int64_t>(positions.size()) == b.T && static_cast<int64_t>(slots.size()) == b.N &&
+           static_cast<int64_t>(blocks.shape(0)) == b.N;
 }
 
 void bind_program(nb::module_& m) {
@@ -428,7 +467,11 @@ void bind_program(nb::module_& m) {
              "output_rows"_a, "limits"_a)
         .def("embed", &Builder::embed)
         .def("rope", &Builder::rope)
-        .def("linear", &Builder::linear, "x"_a, "matrix"_a, "bias"_a.none(), "slot"_a, "out"_a)
+        .def("open", &Builder::open)
+        .def("close", &Builder::close)
+        .def("prepare", &Builder::prepare, "x"_a, "format"_a, "slot"_a)
+        .def("products", &Builder::products, "x"_a, "matrices"_a, "biases"_a, "outs"_a)
+        .def("gated", &Builder::gated, "x"_a, "matrices"_a, "biases"_a, "outs"_a, "fn"_a, "limit"_a, "formats"_a, "slot"_a)
         .def("take", [](Builder& b, Value x, Value out) { return b.put(take(x, out)); })
         .def("pool", [](Builder& b, Value x, const std::string& how, Value out) { return b.put(pool_rows(x, how, out)); })
         .def("add", [](Builder& b, Value x, Value y, Value out) { return b.put(add(x, y, out)); })
@@ -470,15 +513,17 @@ void bind_program(nb::module_& m) {
         .def("reference", [](Builder& b, nb::callable fn, std::vector<Value> inputs, Value out) {
             return b.put(std::make_unique<PythonOp>(std::move(fn), std::move(inputs), out));
         })
-        .def("fault", [](const Builder& b, Flat<int32_t> tokens, Flat<int32_t> positions, Flat<int32_t> starts, Rows<int32_t> blocks,
-                         Flat<int32_t> slots, Flat<int32_t> logit_rows) {
-            return b.fault(batch_of(tokens, positions, starts, blocks, slots, logit_rows));
-        })
+        // What is wrong with the batch, or "" after the step.
         .def("step", [](Builder& b, Flat<int32_t> tokens, Flat<int32_t> positions, Flat<int32_t> starts, Rows<int32_t> blocks,
                         Flat<int32_t> slots, Flat<int32_t> logit_rows, OutRows output, std::optional<nb::callable> seen) {
-            b.step(batch_of(tokens, positions, starts, blocks, slots, logit_rows), output.data(), seen);
+            Batch batch = batch_of(tokens, positions, starts, blocks, slots, logit_rows);
+            std::string fault = fits(positions, slots, blocks, batch) ? b.fault(batch) : "its arrays do not fit together";
+            if (fault.empty()) b.step(batch, output.data(), seen);
+            return fault;
         }, "tokens"_a, "positions"_a, "starts"_a, "blocks"_a, "slots"_a, "logit_rows"_a, "output"_a, "seen"_a.none() = nb::none())
         .def("value", &Builder::value)
+        .def_prop_rw("timed", [](Builder& b) { return b.program().timed; }, [](Builder& b, bool on) { b.program().timed = on; })
+        .def_prop_ro("seconds", [](Builder& b) { return b.program().seconds; })
         .def_prop_rw("poison", [](Builder& b) { return b.program().poison; }, [](Builder& b, bool on) { b.program().poison = on; });
 }
 

@@ -1,9 +1,12 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <mutex>
 #include <new>
 
 namespace kvasir {
@@ -15,32 +18,82 @@ constexpr double kAlone = 4000;  // ns: a phase cheaper than this is not worth w
 // ns: a step cheaper than this stays on the caller's thread. Two threads would save a part of it on an idle machine,
 // and lose a scheduler's slice at every barrier on one where something else holds a core.
 constexpr double kStepAlone = 1.5e6;
-constexpr int kGrabsAThread = 6;  // tasks are taken in this many portions, so that a slow core holds nobody up
+constexpr double kGrab = 3000;       // ns: the least that is taken at a time
+constexpr size_t kAhead = 192 << 10;  // bytes a waiting thread fetches of what it will read next: they fit its second cache
+
+// A thread's share of a phase: the tasks [begin, end) that nobody has taken. Its owner takes from the front, so that it reads
+// memory in one stream; who has nothing left takes from the back.
+class Share {
+   public:
+    void deal(int64_t begin, int64_t end) { range_.store(pack(begin, end), std::memory_order_relaxed); }
+
+    // A third of what is left, at least `least`. False when nothing is left.
+    bool take(int64_t least, bool front, int64_t& from, int64_t& to) {
+        uint64_t now = range_.load(std::memory_order_relaxed);
+        while (true) {
+            auto begin = static_cast<int64_t>(now >> 32), end = static_cast<int64_t>(now & 0xffffffffu);
+            if (begin >= end) return false;
+            int64_t n = std::min(end - begin, std::max(least, (end - begin) / 3));
+            from = front ? begin : end - n, to = from + n;
+            if (range_.compare_exchange_weak(now, front ? pack(to, end) : pack(begin, from), std::memory_order_relaxed)) return true;
+        }
+    }
+
+   private:
+    static uint64_t pack(int64_t begin, int64_t end) { return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end); }
+    alignas(64) std::atomic<uint64_t> range_{0};
+};
 
 // One step in the hands of all threads: which phase they are in, and which of its tasks are still free.
 class Run {
    public:
-    Run(std::vector<std::unique_ptr<Op>>& ops, const Step& step, Pool& pool, const std::function<void(const Step&, int)>& seen)
-        : ops_(ops), step_(step), pool_(pool), seen_(seen) {}
+    Run(std::vector<std::unique_ptr<Op>>& ops, const std::vector<size_t>& next_stream, const Step& step, Pool& pool, double* seconds,
+        const std::function<void(const Step&, int)>& seen)
+        : ops_(ops), next_stream_(next_stream), step_(step), pool_(pool), seconds_(seconds), seen_(seen),
+          shares_(static_cast<size_t>(pool.threads())), fetched_(static_cast<size_t>(pool.threads())) {}
 
     void operator()() {
         alone_ = pool_.threads() == 1 || cost() < kStepAlone;
+        last_ = Clock::now();
         advance();
         if (op_ < ops_.size()) pool_.run([this](int thread) { work(thread); });
         if (failure_) std::rethrow_exception(failure_);
     }
 
    private:
+    using Clock = std::chrono::steady_clock;
+
     void work(int thread) {
+        const int n = pool_.threads();
+        int64_t from, to;
         while (op_ < ops_.size()) {
-            for (int64_t i; (i = next_.fetch_add(grain_, std::memory_order_relaxed)) < tasks_;)
-                attempt([&] { ops_[op_]->run(step_, phase_, i, std::min(i + grain_, tasks_), thread); });
-            pool_.barrier([&] {
-                leave();
-                advance();
-            });
+            for (int other = 0; other < n; other++)
+                while (shares_[static_cast<size_t>((thread + other) % n)].take(least_, other == 0, from, to))
+                    attempt([&] { ops_[op_]->run(step_, phase_, from, to, thread); });
+            size_t coming = op_ < ops_.size() ? next_stream_[op_] : ops_.size();
+            pool_.barrier(
+                [&] {
+                    leave();
+                    advance();
+                },
+                [&] { fetch(coming, thread); });
         }
     }
+
+    // Asks memory for a little of what this thread's share of op `coming` begins with, and a little more at each call.
+    void fetch(size_t coming, int thread) {
+        relax();
+        if (coming >= ops_.size()) return;
+        Fetched& mine = fetched_[static_cast<size_t>(thread)];
+        if (mine.op != coming) {
+            int64_t tasks = ops_[coming]->work(step_, 0).tasks;
+            Span all = tasks ? ops_[coming]->stream(begin_of(tasks, thread)) : Span{};
+            mine = {coming, all.data, all.data + std::min(all.bytes, kAhead)};
+        }
+        for (int i = 0; i < 4 && mine.at < mine.end; i++, mine.at += 64) __builtin_prefetch(mine.at, 0, 2);
+    }
+
+    int64_t begin_of(int64_t tasks, int thread) const { return tasks * thread / pool_.threads(); }
 
     // What the step costs on one thread, roughly, in ns.
     double cost() const {
@@ -57,11 +110,11 @@ class Run {
     void advance() {
         for (; op_ < ops_.size(); leave()) {
             Work w = ops_[op_]->work(step_, phase_);
-            bool alone = alone_ || static_cast<double>(w.tasks) * w.ns < kAlone;
+            bool alone = alone_ || w.tasks == 1 || static_cast<double>(w.tasks) * w.ns < kAlone;
             if (!alone) {
-                tasks_ = w.tasks;
-                grain_ = std::max<int64_t>(1, w.tasks / (kGrabsAThread * pool_.threads()));
-                next_.store(0, std::memory_order_relaxed);
+                least_ = std::max<int64_t>(1, static_cast<int64_t>(kGrab / w.ns));
+                for (int i = 0; i < pool_.threads(); i++)
+                    shares_[static_cast<size_t>(i)].deal(begin_of(w.tasks, i), begin_of(w.tasks, i + 1));
                 return;
             }
             if (w.tasks > 0) attempt([&] { ops_[op_]->run(step_, phase_, 0, w.tasks, 0); });
@@ -72,6 +125,11 @@ class Run {
         if (failure_) {
             op_ = ops_.size();
         } else if (++phase_ >= ops_[op_]->phases()) {
+            if (seconds_) {
+                auto now = Clock::now();
+                seconds_[op_] = std::chrono::duration<double>(now - last_).count();
+                last_ = now;
+            }
             if (seen_) attempt([&] { seen_(step_, static_cast<int>(op_)); });
             op_++, phase_ = 0;
         }
@@ -87,15 +145,24 @@ class Run {
         }
     }
 
+    struct alignas(64) Fetched {
+        size_t op = ~size_t{0};
+        const uint8_t *at = nullptr, *end = nullptr;
+    };
+
     std::vector<std::unique_ptr<Op>>& ops_;
+    const std::vector<size_t>& next_stream_;
     const Step& step_;
     Pool& pool_;
+    double* seconds_;
     const std::function<void(const Step&, int)>& seen_;
     bool alone_ = false;
     size_t op_ = 0;
     int phase_ = 0;
-    int64_t tasks_ = 0, grain_ = 1;
-    alignas(64) std::atomic<int64_t> next_{0};
+    int64_t least_ = 1;
+    std::vector<Share> shares_;
+    std::vector<Fetched> fetched_;
+    Clock::time_point last_;
     std::mutex failing_;
     std::exception_ptr failure_;
 };
@@ -185,9 +252,17 @@ void Program::prepare(const Batch& b, float* output) {
     for (auto& op : ops_) op->begin(now_);
 }
 
+void Program::add(std::unique_ptr<Op> op) {
+    if (op->stream(0).bytes)
+        for (size_t i = next_stream_.size(); i-- > 0 && next_stream_[i] == kNone;) next_stream_[i] = ops_.size();
+    ops_.push_back(std::move(op));
+    next_stream_.push_back(kNone);
+}
+
 void Program::step(const Batch& b, float* output, const std::function<void(const Step&, int)>& seen) {
     prepare(b, output);
-    Run(ops_, now_, *pool_, seen)();
+    seconds.assign(timed ? ops_.size() : 0, 0.0);
+    Run(ops_, next_stream_, now_, *pool_, timed ? seconds.data() : nullptr, seen)();
 }
 
 }  // namespace KVASIR_ISA_NS

@@ -58,10 +58,20 @@ struct Work {
     double ns;
 };
 
+struct Span {
+    const uint8_t* data = nullptr;
+    size_t bytes = 0;
+};
+
 class Op {
    public:
     virtual ~Op() = default;
     virtual int phases() const { return 1; }
+    // Whether the first phase has a task a row that reads, of values, nothing but that row: such phases may be joined.
+    virtual bool by_rows() const { return false; }
+    // The weights that tasks from `task` on read one after another, as far as they lie side by side: fetched ahead by threads
+    // that wait. Of first phases only; nothing where it is not known before the step.
+    virtual Span stream(int64_t task) const { return (void)task, Span{}; }
     virtual void begin(const Step&) {}  // before the step, on one thread: room for scratch
     virtual Work work(const Step& s, int phase) const = 0;
     virtual void run(const Step& s, int phase, int64_t begin, int64_t end, int thread) = 0;
@@ -98,7 +108,7 @@ class Program {
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
-    void add(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
+    void add(std::unique_ptr<Op> op);
     size_t size() const { return ops_.size(); }
 
     // What is wrong with a batch, or "".
@@ -108,6 +118,8 @@ class Program {
     // if given. Rethrows what an op threw.
     void step(const Batch& b, float* output, const std::function<void(const Step&, int)>& seen = {});
 
+    bool timed = false;           // take the time of each op
+    std::vector<double> seconds;  // of each op in the last step, if it was timed
     bool poison = false;  // fill the arena with NaN before each step: an op that reads what nobody wrote shows
 
     Pool& pool() { return *pool_; }
@@ -119,7 +131,9 @@ class Program {
     std::vector<int64_t> widths_;  // floats a row in the arenas of T, R and N
     int output_rows_;
     Limits limits_;
+    static constexpr size_t kNone = ~size_t{0};
     std::vector<std::unique_ptr<Op>> ops_;
+    std::vector<size_t> next_stream_;  // for each op the next one that has a stream
     Buffer arena_[3];
     Step now_;
 };

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "products.h"
+
 namespace kvasir {
 inline namespace KVASIR_ISA_NS {
 
@@ -35,6 +37,7 @@ class ExpertsOp : public Op {
     }
 
     int phases() const override { return kPhases; }
+    bool by_rows() const override { return true; }
 
     void begin(const Step& s) override {
         int64_t T = s.count(x_), n = T * shape_.k;

@@ -66,6 +66,11 @@ KVASIR_INLINE f8 with_sign(f8 x, f8 sign) {
 KVASIR_INLINE float sum(f8 v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
+KVASIR_INLINE bool any(i8 v) {
+    typedef int64_t l4 __attribute__((vector_size(32)));
+    l4 w = (l4)v;
+    return ((w[0] | w[1]) | (w[2] | w[3])) != 0;
+}
 KVASIR_INLINE float largest(f8 v) {
     f8 w = __builtin_shuffle(v, i8{4, 5, 6, 7, 0, 1, 2, 3});
     v = v > w ? v : w;

@@ -195,6 +195,7 @@ class TurnOp : public Op {
     void begin(const Step& s) override {
         turn_->table.reserve(static_cast<size_t>(s.count(rows_) * 2 * turn_->half()) * sizeof(float));
     }
+    bool by_rows() const override { return true; }
     Work work(const Step& s, int) const override { return {s.count(rows_), 40.0 * static_cast<double>(turn_->half())}; }
     // The angle in double: at position 100,000 a float32 product would be off by 0.004.
     void run(const Step& s, int, int64_t begin, int64_t end, int) override {
@@ -245,51 +246,37 @@ std::unique_ptr<Op> rope(Value x, std::shared_ptr<Turn> turned, int heads, Value
 
 namespace {
 
-class PrepareOp : public Op {
+class ChainOp : public Op {
    public:
-    explicit PrepareOp(std::shared_ptr<Prepared> p) : p_(std::move(p)) {}
-    void begin(const Step& s) override { p_->rows->reserve(static_cast<size_t>(s.count(p_->x)) * p_->stride()); }
-    Work work(const Step& s, int) const override { return {s.count(p_->x), kRowNs + 0.4 * static_cast<double>(p_->x.width)}; }
-    void run(const Step& s, int, int64_t begin, int64_t end, int) override {
+    explicit ChainOp(std::vector<std::unique_ptr<Op>> links) : links_(std::move(links)) {}
+    int phases() const override { return links_.back()->phases(); }
+    void begin(const Step& s) override {
+        for (auto& op : links_) op->begin(s);
+    }
+    Work work(const Step& s, int phase) const override {
+        Work w = links_.back()->work(s, phase);
+        if (phase == 0)
+            for (size_t i = 0; i + 1 < links_.size(); i++) w.ns += links_[i]->work(s, 0).ns;
+        return w;
+    }
+    void run(const Step& s, int phase, int64_t begin, int64_t end, int thread) override {
+        if (phase > 0) return links_.back()->run(s, phase, begin, end, thread);
         for (int64_t t = begin; t < end; t++)
-            prepare(p_->kind, s.at(p_->x, t), p_->x.width, p_->rows->as<uint8_t>() + static_cast<size_t>(t) * p_->stride());
+            for (auto& op : links_) op->run(s, 0, t, t + 1, thread);
     }
 
    private:
-    std::shared_ptr<Prepared> p_;
-};
-
-class LinearOp : public Op {
-   public:
-    LinearOp(std::shared_ptr<Prepared> x, Matrix w, Floats bias, Value out)
-        : x_(std::move(x)), w_(std::move(w)), bias_(std::move(bias)), out_(out) {}
-    Work work(const Step& s, int) const override {
-        int64_t T = s.count(out_);
-        return {T ? w_.panels() : 0, panel_ns(w_, T)};
-    }
-    void run(const Step& s, int, int64_t begin, int64_t end, int) override {
-        multiply(w_, x_->rows->as<uint8_t>(), x_->stride(), s.count(out_), s.at(out_, 0), out_.stride,
-                 bias_ ? bias_->data() : nullptr, begin * kPanel, std::min(end * kPanel, w_.rows));
-    }
-
-   private:
-    std::shared_ptr<Prepared> x_;
-    Matrix w_;
-    Floats bias_;
-    Value out_;
+    std::vector<std::unique_ptr<Op>> links_;
 };
 
 }  // namespace
 
-std::unique_ptr<Op> prepare_rows(std::shared_ptr<Prepared> p) { return std::make_unique<PrepareOp>(std::move(p)); }
-
-std::unique_ptr<Op> linear(std::shared_ptr<Prepared> x, Matrix w, Floats bias, Value out) {
-    return std::make_unique<LinearOp>(std::move(x), std::move(w), std::move(bias), out);
-}
-
-double panel_ns(const Matrix& w, int64_t T) {
-    double read = static_cast<double>(w.panel_bytes) / 10, compute = static_cast<double>(w.width * kPanel * T) / 60;
-    return std::max(read, compute);
+std::unique_ptr<Op> chain(std::vector<std::unique_ptr<Op>> links) {
+    for (const auto& op : links)
+        if (!op->by_rows() || (op != links.back() && op->phases() > 1))
+            throw std::invalid_argument("only ops that look at rows one by one make a chain");
+    if (links.size() == 1) return std::move(links[0]);
+    return std::make_unique<ChainOp>(std::move(links));
 }
 
 }  // namespace KVASIR_ISA_NS

@@ -1,4 +1,4 @@
-// The ops that look at rows one by one, and the matrix product. What each computes: kvasir/backends/reference.py.
+// The ops that look at rows one by one. What each computes: kvasir/backends/reference.py.
 #pragma once
 
 #include <array>
@@ -23,6 +23,7 @@ template <class F>
 class RowOp : public Op {
    public:
     RowOp(Value out, double ns, F f) : out_(out), ns_(ns), f_(std::move(f)) {}
+    bool by_rows() const override { return true; }
     Work work(const Step& s, int) const override { return {s.count(out_), ns_}; }
     void run(const Step& s, int, int64_t begin, int64_t end, int) override {
         for (int64_t t = begin; t < end; t++) f_(s, t);
@@ -68,21 +69,12 @@ struct Turn {
 std::unique_ptr<Op> turn(std::shared_ptr<Turn> t, Value rows);  // fills the table
 std::unique_ptr<Op> rope(Value x, std::shared_ptr<Turn> t, int heads, Value out);
 
-// A value as the kernel of some formats reads it (quantized once for all products that share it).
-struct Prepared {
-    Value x;
-    Activation kind;
-    std::shared_ptr<Buffer> rows;
-    size_t stride() const { return activation_stride(kind, x.width); }
-};
-std::unique_ptr<Op> prepare_rows(std::shared_ptr<Prepared> p);
-std::unique_ptr<Op> linear(std::shared_ptr<Prepared> x, Matrix w, Floats bias, Value out);
+// Ops that look at rows one by one, as one pass over the rows: a row goes through all of them while it is in the nearest cache.
+// The last may have further phases. A value that is read within may share room with none that is written within.
+std::unique_ptr<Op> chain(std::vector<std::unique_ptr<Op>> links);
 
 // fn(gate) * up for one row, clamped where limit > 0.
 void gated_row(const float* gate, const float* up, float* y, int64_t n, Activated fn, float limit);
-
-// Nanoseconds that a product of T rows by one panel takes, roughly.
-double panel_ns(const Matrix& w, int64_t T);
 
 }  // namespace KVASIR_ISA_NS
 }  // namespace kvasir

@@ -1,6 +1,9 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 
 namespace kvasir {
 inline namespace KVASIR_ISA_NS {
@@ -10,16 +13,22 @@ Pool::Pool(int threads) { start(threads); }
 Pool::~Pool() { stop(); }
 
 void Pool::start(int threads) {
-    threads_ = std::max(threads, 1);
     ending_ = false;
-    for (int i = 1; i < threads_; i++) workers_.emplace_back([this, i, seen = job_.load()]() mutable {
-        while (true) {
-            await_change(job_, seen, kSpinsBetween);
-            seen++;
-            if (ending_) return;
-            work(i);
-        }
-    });
+    try {
+        for (int i = 1; i < threads; i++) workers_.emplace_back([this, i, seen = job_.load()]() mutable {
+            while (true) {
+                await_change(job_, seen, kSpinsBetween, relax);
+                seen++;
+                if (ending_) return;
+                work(i);
+            }
+        });
+    } catch (const std::system_error&) {
+        size_t started = workers_.size() + 1;
+        stop();
+        throw std::runtime_error("the system refused thread " + std::to_string(started + 1) + " of " + std::to_string(threads));
+    }
+    threads_ = std::max(threads, 1);
 }
 
 void Pool::stop() {
@@ -28,6 +37,7 @@ void Pool::stop() {
     job_.notify_all();
     for (auto& w : workers_) w.join();
     workers_.clear();
+    threads_ = 1;
 }
 
 void Pool::resize(int threads) {
@@ -45,13 +55,14 @@ void Pool::work(int thread) {
 void Pool::run(const std::function<void(int)>& body) {
     std::lock_guard<std::mutex> lock(one_job_);
     body_ = &body;
-    unfinished_.store(threads_ - 1, std::memory_order_relaxed);
+    unfinished_.store(static_cast<uint32_t>(threads_ - 1), std::memory_order_relaxed);
     if (threads_ > 1) {
         job_.fetch_add(1, std::memory_order_release);
         job_.notify_all();
     }
     body(0);
-    for (int left; (left = unfinished_.load(std::memory_order_acquire)) > 0;) await_change(unfinished_, left, kSpinsInStep);
+    for (uint32_t left; (left = unfinished_.load(std::memory_order_acquire)) > 0;)
+        await_change(unfinished_, left, kSpinsInStep, relax);
     body_ = nullptr;
 }
 

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "lanes.h"
+
 namespace kvasir {
 inline namespace KVASIR_ISA_NS {
 
@@ -17,22 +19,43 @@ struct Candidate {
     bool operator<(const Candidate& o) const { return logit != o.logit ? logit > o.logit : id < o.id; }
 };
 
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+// The first of the greatest; a NaN is never.
 int64_t greatest(const float* logits, int64_t n) {
-    int64_t best = -1;
-    for (int64_t i = 0; i < n; i++)
-        if (logits[i] > (best < 0 ? -std::numeric_limits<float>::infinity() : logits[best])) best = i;
-    if (best < 0) throw std::domain_error("no token has a finite logit");
-    return best;
+    constexpr int64_t kAtOnce = 32;
+    f8 tops[4] = {all(kLowest), all(kLowest), all(kLowest), all(kLowest)};
+    int64_t i = 0;
+    for (; i + kAtOnce <= n; i += kAtOnce)
+        for (int k = 0; k < 4; k++) {
+            f8 v = load(logits + i + 8 * k);
+            tops[k] = v > tops[k] ? v : tops[k];
+        }
+    float top = std::max({largest(tops[0]), largest(tops[1]), largest(tops[2]), largest(tops[3])});
+    for (; i < n; i++) top = logits[i] > top ? logits[i] : top;
+    if (top == kLowest) throw std::domain_error("no token has a finite logit");
+    for (i = 0; i + kAtOnce <= n; i += kAtOnce) {
+        i8 found = all_int(0);
+        for (int k = 0; k < 4; k++) found |= load(logits + i + 8 * k) == all(top);
+        if (any(found)) break;
+    }
+    while (logits[i] != top) i++;
+    return i;
 }
 
 // Candidates in order, sorted only as far as somebody looks: most draws end among the first few of 150,000.
 class Ranked {
    public:
-    Ranked(const float* logits, int64_t n) {
+    // The first `most` of the candidates; 0: all.
+    Ranked(const float* logits, int64_t n, int64_t most) {
         constexpr float inf = std::numeric_limits<float>::infinity();
-        all_.reserve(static_cast<size_t>(n));
-        for (int64_t i = 0; i < n; i++)
-            if (logits[i] > -inf) all_.push_back({logits[i], static_cast<int32_t>(i)});
+        if (most > 0 && most < n / 8) {
+            gather(logits, n, static_cast<size_t>(most));
+        } else {
+            all_.reserve(static_cast<size_t>(n));
+            for (int64_t i = 0; i < n; i++)
+                if (logits[i] > -inf) all_.push_back({logits[i], static_cast<int32_t>(i)});
+        }
         if (all_.empty()) throw std::domain_error("no token has a finite logit");
         see(0);
         if (all_[0].logit == inf) {  // infinities share the draw evenly
@@ -69,6 +92,27 @@ class Ranked {
     }
 
    private:
+    // Few of many: what is above the least of the best so far is collected, and thinned out when it is twice too much. An equal
+    // logit that comes later has a higher id, and stands behind.
+    void gather(const float* logits, int64_t n, size_t most) {
+        float floor = kLowest;
+        all_.reserve(2 * most);
+        auto meet = [&](int64_t i) {
+            if (!(logits[i] > floor)) return;
+            all_.push_back({logits[i], static_cast<int32_t>(i)});
+            if (all_.size() < 2 * most) return;
+            auto last = all_.begin() + static_cast<std::ptrdiff_t>(most) - 1;
+            std::nth_element(all_.begin(), last, all_.end());
+            floor = last->logit;
+            all_.resize(most);
+        };
+        int64_t i = 0;
+        for (; i + 8 <= n; i += 8)
+            if (any(load(logits + i) > all(floor)))
+                for (int64_t k = 0; k < 8; k++) meet(i + k);
+        for (; i < n; i++) meet(i);
+    }
+
     void see(size_t i) {
         if (i < sorted_) return;
         size_t wanted = std::min(std::max({i + 1, 2 * sorted_, size_t{128}}), all_.size());
@@ -121,7 +165,7 @@ void cut_min_p(Ranked& r, double p) {
 
 int64_t sample(const float* logits, int64_t n, const Sampling& how, double uniform) {
     if (!(how.temperature > 0)) return greatest(logits, n);
-    Ranked r(logits, n);
+    Ranked r(logits, n, how.top_k);
     if (how.top_k > 0) r.cut(static_cast<size_t>(how.top_k));
     if (how.typical_p < 1) cut_typical(r, how.typical_p);
     if (how.top_p < 1) cut_top_p(r, how.top_p);

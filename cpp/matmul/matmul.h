@@ -39,6 +39,10 @@ size_t raw_row_bytes(Format format, int64_t width);
 // What the kernel of a format reads: floats as they are, or int8 in blocks of 32 with a float32 scale (amax / 127).
 enum class Activation : int { F32, Q8 };
 
+inline Activation activation_of(Format f) {
+    return f == Format::F32 || f == Format::F16 || f == Format::BF16 ? Activation::F32 : Activation::Q8;
+}
+
 constexpr int64_t kPanel = 8;  // output rows that share a panel; splits of the output rows are multiples of it
 
 // A weight matrix in the layout of its kernel: panels of 8 rows, `panel_bytes` each. Copies share the bytes.
@@ -51,9 +55,7 @@ struct Matrix {
 
     int64_t panels() const { return (rows + kPanel - 1) / kPanel; }
     size_t bytes() const { return static_cast<size_t>(panels()) * panel_bytes; }
-    Activation activation() const {
-        return format == Format::F32 || format == Format::F16 || format == Format::BF16 ? Activation::F32 : Activation::Q8;
-    }
+    Activation activation() const { return activation_of(format); }
 };
 
 // Bytes of one panel of 8 rows of `width` weights; packed size of a matrix = panels * this.

@@ -18,6 +18,9 @@ Floats = npt.NDArray[np.float32]
 
 BLOCK = 16  # tokens a cache block
 
+# Told after each op, or each group of ops that a backend runs as one: its ops, its seconds, what they wrote.
+Seen = Callable[[Sequence[Op], float, Sequence[Floats]], None]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,10 +66,8 @@ class Program(Protocol):
         """The plan's output for this batch: logits [R, V], or one embedding a sequence [N, D]."""
         ...
 
-    def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
-        """A step that calls `seen` after each op with its seconds and what it wrote (to be read, not
-        kept).
-        """
+    def watch(self, batch: Batch, seen: Seen) -> Floats:
+        """A step that calls `seen` after each op or group (what they wrote is to be read, not kept)."""
         ...
 
     def copy_slot(self, source: int, target: int) -> None:

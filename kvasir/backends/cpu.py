@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from kvasir.backends.base import Batch, Floats, Memory
+from kvasir.backends.base import Batch, Floats, Memory, Seen
 from kvasir.backends.cpu_compile import Compiled, build
 from kvasir.backends.cpu_threads import cores
 from kvasir.backends.packed import Packed
@@ -46,7 +46,10 @@ class CpuBackend:
         self.as_reference = frozenset(as_reference)
         self.packed = packed
         wanted = threads or settings.threads or cores()
-        self.pool = self.kernels.Pool(threads=max(1, min(wanted, self.most)))
+        try:
+            self.pool = self.kernels.Pool(threads=max(1, min(wanted, self.most)))
+        except RuntimeError as error:
+            raise CapacityError(str(error), hint="set KVASIR_THREADS lower, or raise the limit") from None
 
     def compile(self, plan: Plan, weights: Mapping[str, Tensor], memory: Memory) -> CpuProgram:
         """The plan ready to run: weights repacked, memory reserved.  Raises CapacityError."""
@@ -79,33 +82,32 @@ class CpuProgram:
     def values(self, batch: Batch) -> Iterator[tuple[Op, Floats]]:
         """One step, and then each op with a copy of what it wrote, in order."""
         found: dict[int, Floats] = {}
-        native, places = self.compiled.native, self.compiled.values
-        waiting = {at: i for i, at in self.compiled.emitted.items()}
 
-        def seen(at: int) -> None:
-            if at in waiting:
-                op = self.plan.ops[waiting[at]]
-                found[op.out.id] = np.array(native.value(places[op.out.id]))
+        def seen(done: Sequence[Op], took_s: float, values: Sequence[Floats]) -> None:
+            found.update((op.out.id, np.array(value)) for op, value in zip(done, values, strict=True))
 
-        self._step(batch, seen)
+        self.watch(batch, seen)
         for op in self.plan.ops:
             if op.out.id not in found:
                 assert isinstance(op, ops.Columns), f"{op.kind} was not run"
                 found[op.out.id] = found[op.x.id][:, op.start : op.stop]
             yield op, found[op.out.id]
 
-    def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
-        """A step that calls `seen` after each op with its seconds and a view of what it wrote."""
+    def watch(self, batch: Batch, seen: Seen) -> Floats:
+        """A step that calls `seen` after each group of ops that runs as one, with its ops, its seconds and
+        views of what they wrote.
+        """
         native, places = self.compiled.native, self.compiled.values
-        waiting = {at: i for i, at in self.compiled.emitted.items()}
+        waiting = dict[int, list[Op]]()
+        for i, at in self.compiled.emitted.items():
+            waiting.setdefault(at, []).append(self.plan.ops[i])
         last = perf_counter()
 
         def passed(at: int) -> None:
             nonlocal last
             took_s = perf_counter() - last
-            if at in waiting:
-                op = self.plan.ops[waiting[at]]
-                seen(op, took_s, native.value(places[op.out.id]))
+            if done := waiting.get(at):
+                seen(done, took_s, [native.value(places[op.out.id]) for op in done])
             last = perf_counter()
 
         return self._step(batch, passed)
@@ -114,17 +116,16 @@ class CpuProgram:
         b = batch
         given = (b.tokens, b.positions, b.starts, b.blocks, b.slots, b.logit_rows)
         arrays = tuple(np.ascontiguousarray(a, np.int32) for a in given)
-        try:
-            fault = self.compiled.native.fault(*arrays)
-        except (TypeError, ValueError) as error:
-            fault = str(error)
-        if fault:
-            raise Bug(f"a batch for {self.plan.name} breaks its law: {fault}")
+        if [a.ndim for a in arrays] != [1, 1, 1, 2, 1, 1]:
+            raise Bug(
+                f"a batch for {self.plan.name} breaks its law: an array has not the dimensions it should"
+            )
         assert self.plan.output is not None
         n_rows = {"T": len(arrays[0]), "R": len(arrays[5]), "N": len(arrays[2]) - 1}[self.plan.output.rows]
-        output = np.empty((n_rows, self.plan.output.width), np.float32)
+        output = np.empty((max(n_rows, 0), self.plan.output.width), np.float32)
         self.compiled.seat.batch = batch
-        self.compiled.native.step(*arrays, output, seen)
+        if fault := self.compiled.native.step(*arrays, output, seen):
+            raise Bug(f"a batch for {self.plan.name} breaks its law: {fault}")
         return output
 
     def copy_slot(self, source: int, target: int) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from kvasir.backends import reference
-from kvasir.backends.base import Batch, Floats, Memory
+from kvasir.backends.base import Batch, Floats, Memory, Seen
 from kvasir.backends.cpu import CpuBackend, CpuProgram
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import Bug
@@ -47,7 +47,7 @@ class CheckedProgram:
         assert self.plan.output is not None
         return found[self.plan.output.id]
 
-    def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
+    def watch(self, batch: Batch, seen: Seen) -> Floats:
         return self.program.watch(batch, seen)
 
     def copy_slot(self, source: int, target: int) -> None:

@@ -14,7 +14,7 @@ from kvasir.backends.packed import Packed
 from kvasir.checkpoint.files import is_mapped
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan, State, Value, Weight, ops
-from kvasir.plan.passes import Layout, layout, slots
+from kvasir.plan.passes import BEGIN_BY_ROWS, Group, Layout, fuse, layout, slots
 
 LANES = 8  # floats a vector: the width of a delta memory's rows is rounded up to it
 
@@ -48,11 +48,20 @@ class Emitter:
     weights: Mapping[str, Tensor]
     memory: Memory
     native: Any
+    placed: Layout
     values: dict[int, Any]
     slots: dict[int, int]
+    alone: frozenset[type[Op]]  # kinds that run as their reference
     packed: Packed | None = None
     states: dict[str, Any] = field(default_factory=dict)
     seat: Seat = field(default_factory=Seat)
+    made: dict[str, list[Any]] = field(default_factory=dict)  # weight -> its matrices
+    readers: dict[int, list[Weight]] = field(default_factory=dict)  # value -> what it meets in products
+
+    def __post_init__(self) -> None:
+        for op in self.plan.ops:
+            if isinstance(op, ops.Linear):
+                self.readers.setdefault(op.x.id, []).append(op.weight)
 
     def at(self, v: Value) -> Any:
         return self.values[v.id]
@@ -61,11 +70,30 @@ class Emitter:
         """A small weight as one flat float32 array of its own, or None."""
         return None if w is None else np.array(self.weights[w.name].floats(), np.float32).ravel()
 
+    def is_view(self, op: Op) -> bool:
+        return isinstance(op, ops.Columns) and op.out != self.plan.output
+
+    def formats(self, v: Value) -> list[str]:
+        """Number formats of the matrices that the value meets in products."""
+        if ops.Linear in self.alone:
+            return []
+        return [self.matrices(w)[0].format for w in self.readers.get(v.id, [])]
+
+    def prepare(self, v: Value) -> None:
+        """Readies the value's rows for the products that read it, if any do and nobody has."""
+        for name in self.formats(v):
+            self.native.prepare(self.at(v), name, self.slots[v.id])
+
     def matrices(self, w: Weight, count: int = 1) -> list[Any]:
         """The weight as its kernel reads it; `count` matrices of a stack of experts."""
-        if self.packed is None:
-            return self.pack(w, count)[1]
-        return self.packed.matrices(self.kernels, w.name, w.shape, count, lambda: self.pack(w, count))
+        if w.name not in self.made:
+            if self.packed is None:
+                self.made[w.name] = self.pack(w, count)[1]
+            else:
+                self.made[w.name] = self.packed.matrices(
+                    self.kernels, w.name, w.shape, count, lambda: self.pack(w, count)
+                )
+        return self.made[w.name]
 
     def pack(self, w: Weight, count: int) -> tuple[str, list[Any]]:
         """The weight's format, and the weight repacked by all threads."""
@@ -86,23 +114,65 @@ def build(
     """The plan as a native program.  Ops not in EMIT, and `as_reference`, run as their reference."""
     if packed and packed.path is None:
         packed.open(kernels)
-    placed = layout(plan)
+    alone = as_reference | {type(op) for op in plan.ops if type(op) not in EMIT}
+    groups = fuse(plan, alone)
+    placed = layout(plan, groups)
     native = kernels.Program(
         pool=pool, widths=list(placed.widths), output_rows=_output_rows(plan), limits=_limits(plan, memory)
     )
-    e = Emitter(kernels, pool, plan, weights, memory, native, _values(kernels, placed), slots(plan), packed)
-    emitted, referenced = {}, set()
-    for i, op in enumerate(plan.ops):
-        if isinstance(op, ops.Columns) and plan.output != op.out:
-            continue
-        emit = EMIT.get(type(op))
-        if emit is None or type(op) in as_reference:
-            referenced.add(op.kind)
-            emit = by_reference
-        emitted[i] = emit(e, op)
+    values, room = _values(kernels, placed), slots(plan, groups)
+    e = Emitter(kernels, pool, plan, weights, memory, native, placed, values, room, alone, packed)
+    emitted = dict[int, int]()
+    for group in groups:
+        emitted |= emit(e, group)
     if packed:
         packed.keep()
-    return Compiled(native, e.values, emitted, frozenset(referenced), e.seat, e.states)
+    referenced = frozenset(plan.ops[i].kind for i in emitted if type(plan.ops[i]) in alone)
+    return Compiled(native, e.values, emitted, referenced, e.seat, e.states)
+
+
+def emit(e: Emitter, group: Group) -> dict[int, int]:
+    """Hands a group over.  Number of each op that runs -> number of the native op that completes it."""
+    run = [i for i in group.ops if not e.is_view(e.plan.ops[i])]
+    its_ops = [e.plan.ops[i] for i in run]
+    match group.kind:
+        case "rows":
+            at = rows(e, its_ops)
+        case "products":
+            at = products(e, its_ops)
+        case "gated":
+            at = gated(e, its_ops)
+        case "op":
+            at = -1
+            for op in its_ops:
+                at = by_reference(e, op) if type(op) in e.alone else EMIT[type(op)](e, op)
+    for i in group.ops:
+        e.prepare(e.plan.ops[i].out)
+    return dict.fromkeys(run, at)
+
+
+def rows(e: Emitter, its_ops: list[Op]) -> int:
+    """Ops by rows, and what readies their rows for products, as one."""
+    e.native.open()
+    for op in its_ops:
+        EMIT[type(op)](e, op)
+        if not isinstance(op, BEGIN_BY_ROWS):
+            e.prepare(op.out)
+    return int(e.native.close())
+
+
+def products(e: Emitter, linears: list[Any]) -> int:
+    matrices = [e.matrices(op.weight)[0] for op in linears]
+    biases, outs = [e.floats(op.bias) for op in linears], [e.at(op.out) for op in linears]
+    return int(e.native.products(e.at(linears[0].x), matrices, biases, outs))
+
+
+def gated(e: Emitter, its_ops: list[Any]) -> int:
+    *pair, glu = its_ops
+    matrices, biases = [e.matrices(op.weight)[0] for op in pair], [e.floats(op.bias) for op in pair]
+    outs, slot = [e.at(op.out) for op in its_ops], e.slots.get(glu.out.id, 0)
+    return int(e.native.gated(e.at(pair[0].x), matrices, biases, outs, glu.fn, glu.limit,
+                              e.formats(glu.out), slot))  # fmt: skip
 
 
 def _values(kernels: Any, placed: Layout) -> dict[int, Any]:
@@ -154,11 +224,6 @@ def embed(e: Emitter, op: ops.Embed) -> int:
     t = e.weights[op.table.name]
     raw = np.ascontiguousarray(t.raw)  # stays as the file has it, mapped
     return int(e.native.embed(t.format.name, raw, op.table.shape[-1], op.by == "positions", e.at(op.out)))
-
-
-def linear(e: Emitter, op: ops.Linear) -> int:
-    (matrix,) = e.matrices(op.weight)
-    return int(e.native.linear(e.at(op.x), matrix, e.floats(op.bias), e.slots[op.x.id], e.at(op.out)))
 
 
 def norm(e: Emitter, op: ops.Norm) -> int:
@@ -217,7 +282,7 @@ EMIT: dict[type[Op], Callable[[Emitter, Any], int]] = {
     ops.Glu: lambda e, op: int(e.native.glu(e.at(op.gate), e.at(op.up), op.fn, op.limit, e.at(op.out))),
     ops.Columns: lambda e, op: int(e.native.cat([_part(e, op)], e.at(op.out))),  # as the plan's output
     ops.Cat: lambda e, op: int(e.native.cat([e.at(x) for x in op.xs], e.at(op.out))),
-    ops.Linear: linear,
+    ops.Linear: lambda e, op: products(e, [op]),
     ops.Norm: norm,
     ops.L2Norm: lambda e, op: int(e.native.l2norm(e.at(op.x), op.eps, op.heads, e.at(op.out))),
     ops.Rope: lambda e, op: int(
@@ -233,5 +298,5 @@ EMIT: dict[type[Op], Callable[[Emitter, Any], int]] = {
 
 def _part(e: Emitter, op: ops.Columns) -> Any:
     """A view of some columns of a value."""
-    p = layout(e.plan).places[op.x.id]
+    p = e.placed.places[op.x.id]
     return e.kernels.Value(op.out.id, p.base, p.offset, p.column + op.start, p.stride, op.out.width)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Batch, Floats, Ints, Memory
+from kvasir.backends.base import BLOCK, Batch, Floats, Ints, Memory, Seen
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan, State, ops
 from kvasir.sampling import SamplingParams, choose, penalize
@@ -305,11 +305,11 @@ class ReferenceProgram:
         assert self.plan.output is not None
         return {op.out.id: y for op, y in self.values(batch)}[self.plan.output.id]
 
-    def watch(self, batch: Batch, seen: Callable[[Op, float, Floats], None]) -> Floats:
+    def watch(self, batch: Batch, seen: Seen) -> Floats:
         assert self.plan.output is not None
         last, output = perf_counter(), np.empty((0, 0), np.float32)
         for op, y in self.values(batch):
-            seen(op, perf_counter() - last, y)
+            seen((op,), perf_counter() - last, (y,))
             last, output = perf_counter(), y if op.out == self.plan.output else output
         return output
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -68,13 +68,15 @@ class Watched:
     def referenced(self) -> frozenset[str]:
         return self.program.referenced()
 
-    def _tell(self, op: Op, took_s: float, y: Floats) -> None:
-        n_bytes = op_cost(op, self.sizes, 0).weight_bytes
-        line = f"  {op.scope + op.kind:<20} {took_s * 1e6:9.1f} us"
+    def _tell(self, done: Iterable[Op], took_s: float, values: Iterable[Floats]) -> None:
+        done = list(done)
+        n_bytes = sum(op_cost(op, self.sizes, 0).weight_bytes for op in done)
+        line = f"  {done[0].scope + '+'.join(op.kind for op in done):<40} {took_s * 1e6:9.1f} us"
         line += f" {n_bytes / took_s / 1e9:7.2f} GB/s" if n_bytes and took_s > 0 else " " * 13
-        if self.level > 3 and y.size:
-            line += f"  min {y.min():.4g} max {y.max():.4g} mean {y.mean():.4g}"
         say(line)
+        for op, y in zip(done, values, strict=True):
+            if self.level > 3 and y.size:
+                say(f"    {op.out!s:>5} {op.kind:<8} min {y.min():.4g} max {y.max():.4g} mean {y.mean():.4g}")
 
 
 def say(line: str) -> None:

@@ -20,7 +20,7 @@ from kvasir.backends.cpu_threads import cores
 from kvasir.backends.reference import Context, Reference
 from kvasir.errors import Bug, UsageError
 from kvasir.plan import Plan, ops
-from kvasir.plan.passes import OUTPUT, layout, slots
+from kvasir.plan.passes import OUTPUT, fuse, layout, slots
 from tests.kernels.small import USABLE, Sequences, assert_close, backend, differences, ints, qwen, weights_for
 
 LENGTHS = [37, 1, 20]
@@ -222,8 +222,10 @@ def test_live_values_never_share_room() -> None:
 
 
 def test_the_arena_is_reused() -> None:
-    assert layout(qwen(layers=20)).widths == layout(qwen(layers=2)).widths
-    assert max(slots(qwen(layers=20)).values()) <= 1
+    short, long = qwen(layers=2), qwen(layers=20)
+    assert layout(long).widths == layout(short).widths
+    assert layout(long, fuse(long)).widths == layout(short, fuse(short)).widths
+    assert max(slots(long, fuse(long)).values()) <= 1
 
 
 def test_the_output_equals_that_of_the_reference_backend() -> None:
