@@ -296,20 +296,20 @@ def phrase(
 ) -> str | None:
     """One phrasing of a question, never one of the banned (normalized) ones; None when all are banned.
 
-    With an `answer` a fifth comes as key words and two fifths scrambled.  Of the others two in five are made
-    from the topic, the rest as they were written or reworded.
+    With an `answer` one in eight comes as key words and one in five scrambled.  Of the others one in four is
+    made from the topic, the rest as they were written or, one in three, reworded.
     """
     for _ in range(20):
         text = rng.choice(questions)
         roll = rng.random() if answer else 1.0
-        if roll < 0.2:
+        if roll < 0.125:
             text = telegram(questions, answer, rng)
-        elif roll < 0.6:
+        elif roll < 0.325:
             made = from_topic(rng.choice(TOPIC_TEMPLATES), topic) if topic else text
             text = scrambled(made if rng.random() < 0.2 else text, rng)
-        elif topic and rng.random() < 0.4:
+        elif topic and rng.random() < 0.25:
             text = from_topic(rng.choice(TOPIC_TEMPLATES), topic)
-        elif rng.random() < 0.5:
+        elif rng.random() < 0.33:
             text = reworded(text, rng)
         typed = noisy(text, rng) if text.strip() else text
         if text.strip() and normalized(text) not in banned and normalized(typed) not in banned:
