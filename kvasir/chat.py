@@ -140,3 +140,15 @@ class Finished:
 
 
 Event = Delta | Finished
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What an embedding model makes of a text: numbers [D], as its pooling gives them (not normalized).
+
+    `n_tokens`: of the text as it was computed; `n_truncated`: those that were cut off its end before.
+    """
+
+    values: list[float]
+    n_tokens: int
+    n_truncated: int = 0

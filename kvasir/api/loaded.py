@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from kvasir.chat import ChatRequest, Event
+from kvasir.chat import ChatRequest, Embedding, Event
 from kvasir.runner.inspect import ModelInfo
 
 
@@ -38,4 +38,12 @@ class Loaded(Protocol):
 
     def submit(self, request: ChatRequest) -> Answer:
         """Queues a request.  A refusal is raised here, or by the answer before its first event."""
+        ...
+
+    def embeddings(self, inputs: Sequence[str | Sequence[int]], truncate: bool = False) -> list[Embedding]:
+        """One embedding an input, a text or token ids; waits for it, so call it in a thread.
+
+        Raises UsageError for a model that gives none, for an empty input, and for one over the context unless
+        `truncate`.
+        """
         ...

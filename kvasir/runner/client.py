@@ -13,12 +13,12 @@ import sys
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from time import monotonic
 
-from kvasir.chat import ChatRequest
+from kvasir.chat import ChatRequest, Embedding
 from kvasir.errors import CapacityError, KvasirError, Lost
 from kvasir.runner import messages
 from kvasir.runner.inspect import ModelInfo
@@ -183,8 +183,13 @@ class ModelProcess:
 
     def embed(self, texts: list[str]) -> list[list[float]]:
         """One embedding [D] a text.  Raises what `Model.embed` raises, and Lost."""
-        found = self._call(lambda id: messages.Embed(id, texts)).embeddings
-        return [array("f", each).tolist() for each in found]
+        return [each.values for each in self.embeddings(texts)]
+
+    def embeddings(self, inputs: Sequence[str | Sequence[int]], truncate: bool = False) -> list[Embedding]:
+        """One embedding an input.  Raises what `Model.embeddings` raises, and Lost."""
+        sent = [each if isinstance(each, str) else list(each) for each in inputs]
+        found = self._call(lambda id: messages.Embed(id, sent, truncate)).embeddings
+        return [Embedding(array("f", raw).tolist(), n, n_truncated) for raw, n, n_truncated in found]
 
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for.  Only while idle."""

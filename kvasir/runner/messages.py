@@ -55,7 +55,8 @@ class Cancel(Frame):
 
 class Embed(Frame):
     id: int
-    texts: list[str]
+    inputs: list[str | list[int]]
+    truncate: bool = False
 
 
 class Check(Frame):
@@ -122,11 +123,11 @@ class Batch(Frame):
 
 
 class Answer(Frame):
-    """The result of an Embed, each embedding as its float32s, or of a Check."""
+    """The result of an Embed, each embedding as its float32s, tokens, and tokens cut off; or of a Check."""
 
     id: int
     failure: Failure | None = None
-    embeddings: list[bytes] = []
+    embeddings: list[tuple[bytes, int, int]] = []
 
 
 ToRunner = Load | Submit | Cancel | Embed | Check | Close

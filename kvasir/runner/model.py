@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
@@ -18,7 +19,7 @@ from kvasir.backends.cpu import CpuBackend
 from kvasir.backends.cpu_check import CheckedBackend
 from kvasir.backends.packed import Packed, cache_folder, source_of
 from kvasir.backends.reference import Reference
-from kvasir.chat import ChatRequest, Delta, Finished, FinishReason
+from kvasir.chat import ChatRequest, Delta, Embedding, Finished, FinishReason
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine, Token
@@ -171,16 +172,25 @@ class Model:
 
         Raises UsageError for a model that gives none, and for a text that is empty or over the context.
         """
+        return [each.values for each in self.embeddings(texts)]
+
+    def embeddings(self, inputs: Row[str | Row[int]], truncate: bool = False) -> list[Embedding]:
+        """One embedding an input: a text, or token ids as they are.
+
+        With `truncate` the end of an input over the context goes.  Raises what `embed` raises.
+        """
         if not self.is_embedding:
             raise UsageError(
                 f"{self.info.name} writes text and gives no embeddings", hint="use an embedding model"
             )
-        found: list[list[float]] = []
-        with self._step_lock:
-            for tokens in [self.prompter.tokenizer.encode(text) for text in texts]:
-                faults.reach("runner.embed")
-                with self.pacer.step():
-                    found += (e.tolist() for e in self._engine.embed([tokens]))
+        limit = self._engine.limit()
+        cut = [self.prompter.fitted(each, limit if truncate else None) for each in inputs]
+        found: list[Embedding] = []
+        for tokens, n_truncated in cut:
+            faults.reach("runner.embed")
+            with self._step_lock, self.pacer.step():  # others may come between two texts
+                values = self._engine.embed([tokens])[0].tolist()
+            found.append(Embedding(values, len(tokens), n_truncated))
         return found
 
     @property

@@ -134,7 +134,7 @@ class Runner:
             if stream:
                 stream.cancel()
         elif isinstance(frame, messages.Embed):
-            self._pool.submit(self._embed, frame.id, frame.texts)
+            self._pool.submit(self._embed, frame)
         elif isinstance(frame, messages.Check):
             self._pool.submit(self._check, frame.id)
 
@@ -181,12 +181,13 @@ class Runner:
         ids = {t for p in delta.logprobs for t in (p.token_id, *(i for i, _ in p.top))}
         return {i: self._model.token_bytes(i) for i in ids}
 
-    def _embed(self, id: int, texts: list[str]) -> None:
+    def _embed(self, frame: messages.Embed) -> None:
         try:
-            found = [array("f", each).tobytes() for each in self._model.embed(texts)]
-            self._outbox.put(Answer(id, embeddings=found))
+            found = self._model.embeddings(frame.inputs, frame.truncate)
+            packed = [(array("f", e.values).tobytes(), e.n_tokens, e.n_truncated) for e in found]
+            self._outbox.put(Answer(frame.id, embeddings=packed))
         except BaseException as error:
-            self._outbox.put(Answer(id, failure(error)))
+            self._outbox.put(Answer(frame.id, failure(error)))
 
     def _check(self, id: int) -> None:
         try:

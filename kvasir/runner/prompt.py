@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvasir.chat import ChatRequest, Message
@@ -74,6 +75,18 @@ class Prompter:
             bos = [tokens[0]] if tokens[0] == self.tokenizer.bos_id and room > 1 else []
             tokens = bos + tokens[len(tokens) - room + len(bos) :]
         return tokens, len(whole) - len(tokens)
+
+    def fitted(self, text: str | Sequence[int], limit: int | None) -> tuple[list[int], int]:
+        """The token ids of a text to embed (ids stay as they are), cut to `limit`, and how many went.
+
+        What the tokenizer puts behind every text (SEP) stays.
+        """
+        tokens = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        over = len(tokens) - limit if limit else 0
+        if over <= 0:
+            return tokens, 0
+        end = len(tokens) - (self.tokenizer.n_suffix if isinstance(text, str) else 0)
+        return tokens[: end - over] + tokens[end:], over
 
     def _encode(self, request: ChatRequest) -> list[int]:
         before = list(request.context)

@@ -130,6 +130,13 @@ def test_embeddings_cross_without_losing_a_bit(tmp_path: Path) -> None:
         list(there.submit(ChatRequest(SamplingParams(), prompt="a")))
     with pytest.raises(UsageError, match="no tokens"):
         there.embed([""])
+    long = [1] * 100
+    with pytest.raises(UsageError, match="100 tokens and the context holds 64"):
+        there.embeddings([long])
+    told = there.embeddings(["a b", [1, 2], long], truncate=True)
+    assert told == here.embeddings(["a b", [1, 2], long], truncate=True)
+    assert told[0] == told[1] and [(e.n_tokens, e.n_truncated) for e in told] == [(2, 0), (2, 0), (64, 36)]
+    assert told[2].values == here.embeddings([[1] * 64])[0].values != told[0].values
     for model in (here, there):
         model.close()
 

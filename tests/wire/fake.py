@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kvasir.chat import ChatRequest, Delta, Finished, Metrics
+from kvasir.chat import ChatRequest, Delta, Embedding, Finished, Metrics
 from kvasir.errors import KvasirError, ModelError, UsageError
 from kvasir.runner.inspect import ModelInfo
 from kvasir.runner.stream import Stream
@@ -78,6 +78,18 @@ class FakeModel:
             target=self._play, args=(request, stream, stop, len(tokens), limit), daemon=True
         ).start()
         return stream
+
+    def embeddings(self, inputs: Sequence[str | Sequence[int]], truncate: bool = False) -> list[Embedding]:
+        """[length, 3, 4] for each input; the context is that of `info`."""
+        if "embedding" not in self.info.capabilities:
+            raise UsageError(f"{self.info.name} writes text and gives no embeddings")
+        limit, found = self.info.context, []
+        for each in inputs:
+            if len(each) > limit and not truncate:
+                raise UsageError(f"the text has {len(each)} tokens and the context holds {limit}")
+            n = min(len(each), limit)
+            found.append(Embedding([float(n), 3.0, 4.0], n, len(each) - n))
+        return found
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes((token_id % 256,))
