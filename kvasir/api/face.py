@@ -1,16 +1,32 @@
 """What the server needs of a protocol: how a body becomes requests, and how events become bytes.
 
-A protocol is a module of pure functions.  Its parser turns a body into something `Asked`; a `Reply` turns the
-events of the answer into what goes over the wire.  Neither knows HTTP or a model's process.
+A protocol is a module of pure functions.  Its parser turns what was sent into something `Asked`; a `Reply`
+turns the events of the answer into what goes over the wire.  What needs a model but no answer in pieces (an
+embedding, a count of tokens) is `Called` instead.  Neither knows HTTP or a model's process.
+
+To add a protocol: a module with `routes(house)`, of `house.asking(parse)` and `house.calling(parse)`; its
+line in `server.application`; and the shape of its errors in `shapes.SHAPES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvasir.api.loaded import Loaded
 from kvasir.chat import ChatRequest, Event
 from kvasir.errors import KvasirError
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a client sent: the body, and where to.  `path`: the parameters of the route."""
+
+    body: bytes
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reply(Protocol):
@@ -70,3 +86,18 @@ class Asked(Protocol):
         ...
 
     def reply(self, model: Loaded, load_s: float) -> Reply: ...
+
+
+class Called(Protocol):
+    """What a body asks for that one piece of JSON answers."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def keep_alive_s(self) -> float | None: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+    def answer(self, model: Loaded, load_s: float) -> bytes:
+        """The JSON that answers.  Runs in a thread and may wait for the model.  Raises KvasirError."""
+        ...

@@ -14,8 +14,8 @@ from kvasir.runner.inspect import ModelInfo
 class Answer(Protocol):
     """The events of one request, as they come.  `n_truncated` is known with the first."""
 
-    n_truncated: int
-
+    @property
+    def n_truncated(self) -> int: ...
     def __aiter__(self) -> AsyncIterator[Event]: ...
     def cancel(self) -> None: ...
 

@@ -14,11 +14,12 @@ import msgspec
 
 from kvasir.api.body import decode, typed, unknown
 from kvasir.api.gotemplate import render_go_template
+from kvasir.api.loaded import Loaded
 from kvasir.api.options import Options, parse_options
 from kvasir.api.words import short
 from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, Metrics, TokenLogprob, ToolCall
 from kvasir.durations import keep_alive_s
-from kvasir.errors import UsageError
+from kvasir.errors import KvasirError, UsageError
 from kvasir.sampling import SamplingParams
 from kvasir.structured import StructuredOutputsParams, ollamas
 
@@ -123,6 +124,18 @@ class Asked:
         return not self.messages if self.kind == "chat" else not self.prompt
 
     @property
+    def media_type(self) -> str:
+        return NDJSON if self.stream else JSON
+
+    def requests(self, model: Loaded) -> tuple[ChatRequest, ...]:
+        """The request to this model.  Raises UsageError for what it cannot do."""
+        request = to_request(self, model.info.capabilities, model.has_template)
+        return (replace(request, context=self.context),)
+
+    def reply(self, model: Loaded, load_s: float) -> Reply:
+        return Reply(self, load_s, model.token_bytes)
+
+    @property
     def params(self) -> SamplingParams:
         return replace(self.options.params, logprobs=self.logprobs, structured_outputs=self.form)
 
@@ -212,6 +225,10 @@ class Reply:
         self._token_ids: list[int] = []
         self._logprobs: list[dict[str, Any]] = []
         self._n_logprobs_sent = 0
+        self._finished: Finished | None = None
+
+    def begin(self) -> bytes:
+        return b""
 
     def line(self, event: Event) -> bytes:
         """The NDJSON line for an event; nothing for a piece that shows no text yet."""
@@ -224,12 +241,24 @@ class Reply:
         self._n_logprobs_sent = len(self._logprobs)
         return _encode({**self._head(event.text), "done": False, **_maybe("logprobs", fresh)}) + b"\n"
 
-    def whole(self, event: Event) -> bytes:
-        """The one object of an answer that is not streamed, once `event` is the last; until then nothing."""
-        if isinstance(event, Finished):
-            return _encode(self._final(event, "".join(self._texts), self._logprobs))
-        self._take(event)
+    def end(self) -> bytes:
         return b""
+
+    def broken(self, error: KvasirError) -> bytes:
+        """The line with which a stream ends early."""
+        return error_body(str(error)) + b"\n"
+
+    def take(self, event: Event) -> None:
+        """Gathers what `whole` will say."""
+        if isinstance(event, Finished):
+            self._finished = event
+        else:
+            self._take(event)
+
+    def whole(self) -> bytes:
+        """The one object of an answer that is not streamed, after all its events."""
+        assert self._finished
+        return _encode(self._final(self._finished, "".join(self._texts), self._logprobs))
 
     def loaded(self, unload: bool) -> bytes:
         """The answer to an empty prompt: the model was loaded, or is being unloaded."""

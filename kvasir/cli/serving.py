@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from threading import Timer
 
-from kvasir.api.server import House, server
+from kvasir.api.house import House
+from kvasir.api.server import server
 from kvasir.runner.client import ModelProcess
 from kvasir.runner.memory import budget_bytes
 from kvasir.runner.registry import Models

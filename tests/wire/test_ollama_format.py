@@ -322,7 +322,11 @@ def test_any_bytes(raw: bytes) -> None:
 
 
 def lines(reply: Reply, events: list, whole: bool = False) -> list[dict]:
-    out = [(reply.whole if whole else reply.line)(e) for e in events]
+    out = [] if whole else [reply.line(e) for e in events]
+    if whole:
+        for event in events:
+            reply.take(event)
+        out = [reply.whole()]
     return [json.loads(line) for line in out if line]
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from kvasir.api.server import MAX_BODY, House, server
+from kvasir.api.house import House
+from kvasir.api.http import MAX_BODY
+from kvasir.api.server import server
 from kvasir.errors import Bug, CapacityError, CheckpointError, KvasirError, Lost
 from kvasir.settings import Address
 from tests.wire.fake import FakeModel, FakeModels

@@ -1,0 +1,143 @@
+"""What the server serves from, and how a request becomes an answer of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kvasir.api.face import Asked, Called, Sent
+from kvasir.api.http import JSON, read_body
+from kvasir.api.names import resolve
+from kvasir.api.residents import Loader, Residents
+from kvasir.api.streaming import Streaming
+from kvasir.errors import KvasirError
+from kvasir.runner.inspect import ModelInfo, describe
+from kvasir.settings import MAX_REQUESTS
+from kvasir.store.names import listing
+
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
+log = logging.getLogger("kvasir")
+
+THREADS = 8  # for checking requests
+LOADERS = 16  # threads in which models are loaded and freed: they only wait for the models' processes
+CALLERS = 32  # threads that wait for answers in one piece: embeddings, counts of tokens
+MAX_WARNING = 800  # characters of warnings in a header
+
+
+@dataclass
+class House:
+    """What the server serves from.  Mutable: its residents come and go.
+
+    `aliases`: names of requests to names or paths of models; "*" stands for any name that is not known.
+    """
+
+    loader: Loader
+    keep_alive_s: float = 300.0
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    own_host: str = "127.0.0.1"
+    budget_bytes: float = inf
+    max_requests: int = MAX_REQUESTS
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, "server")
+        self._loaders = ThreadPoolExecutor(LOADERS, "loader")
+        self._callers = ThreadPoolExecutor(CALLERS, "caller")
+        self.residents = Residents(
+            self.loader, self.keep_alive_s, self._in_loader, self.budget_bytes, self.max_requests
+        )
+        self._described: dict[tuple[Path, float, int], ModelInfo] = {}
+
+    def in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
+        """Runs what takes a moment, so that the event loop goes on."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _in_loader(self, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._loaders, work)
+
+    def close(self) -> None:
+        for pool in (self._pool, self._loaders, self._callers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- requests to models -----------------------------------------------------------------------
+
+    def asking(self, parse: Callable[[Sent], Asked]) -> Handler:
+        """The handler of a path whose answer a model writes."""
+
+        async def handler(request: Request) -> Response:
+            return await self.answer(request, await self.parsed(request, parse))
+
+        return handler
+
+    def calling(self, parse: Callable[[Sent], Called]) -> Handler:
+        """The handler of a path that one piece of JSON answers."""
+
+        async def handler(request: Request) -> Response:
+            called = await self.parsed(request, parse)
+            target = await self.resolved(called.model)
+            loop = asyncio.get_running_loop()
+            async with self.residents.use(target, called.keep_alive_s) as held:
+                body = await loop.run_in_executor(
+                    self._callers, lambda: called.answer(held.model, held.load_s)
+                )
+            return Response(body, media_type=JSON, headers=warned(request, called.warnings))
+
+        return handler
+
+    async def parsed(self, request: Request, parse: Callable[[Sent], T]) -> T:
+        """What a protocol makes of a request.  Raises what `parse` and `read_body` raise."""
+        body = await read_body(request)
+        sent = Sent(body, request.path_params, request.query_params, request.headers)
+        return await self.in_thread(lambda: parse(sent))
+
+    async def answer(self, request: Request, asked: Asked) -> Response:
+        """The answer to what was asked, as it is written.  `request.state.tenant`, if it is set, keeps what
+        is computed apart from what others asked.
+        """
+        target = await self.resolved(asked.model)
+        tenant = request.scope.get("state", {}).get("tenant", "")
+        headers = warned(request, asked.warnings)
+        return Streaming(self.residents, self.in_thread, asked, target, headers, tenant)
+
+    async def resolved(self, name: str) -> str:
+        """The name or path under which the model called `name` is loaded.  Raises NotHere."""
+        return await self.in_thread(lambda: resolve(name, self.aliases))
+
+    # -- what there is ----------------------------------------------------------------------------
+
+    def infos(self) -> list[ModelInfo]:
+        """All models there are, the newest first.  Reads files, so: in a thread."""
+        found = []
+        for file in listing():
+            try:
+                stat = file.path.stat()
+                key = (file.path, stat.st_mtime, stat.st_size)
+                if key not in self._described:
+                    self._described[key] = describe(file.name)
+                found.append(self._described[key])
+            except (KvasirError, OSError) as error:
+                log.warning("%s is left out of the list: %s", file.name, error)
+        return sorted(found, key=lambda info: info.modified, reverse=True)
+
+
+def called_by(info: ModelInfo, name: str) -> ModelInfo:
+    """`info` under the name that a client may see: never with a folder."""
+    return replace(info, name=Path(name).name)
+
+
+def warned(request: Request, warnings: tuple[str, ...]) -> dict[str, str]:
+    """The header that says what was not understood or has no effect; the log says it too."""
+    if not warnings:
+        return {}
+    text = "; ".join(warnings)[:MAX_WARNING]
+    log.warning("%s: %s", request.url.path, text)
+    return {"x-kvasir-warning": text}

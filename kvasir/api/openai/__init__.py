@@ -1,0 +1,1 @@
+"""OpenAI's wire formats, a file a family of endpoints, with what vLLM adds to them."""
