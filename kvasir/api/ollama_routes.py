@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 import kvasir
-from kvasir.api import catalog, ollama
+from kvasir.api import catalog, ollama, ollama_embed
 from kvasir.api.errors import Fault
 from kvasir.api.house import House, called_by, warned
 from kvasir.api.http import fault_response, json_response, read_body
@@ -22,7 +22,7 @@ from kvasir.runner.inspect import describe
 from kvasir.runner.prompt import template_source
 from kvasir.store.names import find
 
-LATER = ("embed", "embeddings", "create", "copy", "delete", "pull", "push")  # not served yet
+LATER = ("create", "copy", "delete", "pull", "push")  # not served yet
 
 
 def routes(house: House) -> list[Route]:
@@ -36,6 +36,12 @@ def routes(house: House) -> list[Route]:
         Route("/api/show", paths.show, methods=["POST"]),
         Route("/api/generate", paths.generate, methods=["POST"]),
         Route("/api/chat", paths.chat, methods=["POST"]),
+        Route("/api/embed", house.calling(lambda s: ollama_embed.parse_embed(s.body)), methods=["POST"]),
+        Route(
+            "/api/embeddings",
+            house.calling(lambda s: ollama_embed.parse_embeddings(s.body)),
+            methods=["POST"],
+        ),
         *(Route(f"/api/{name}", paths.later, methods=["POST", "DELETE"]) for name in LATER),
     ]
 
