@@ -40,6 +40,13 @@ class Loaded(Protocol):
         """Queues a request.  A refusal is raised here, or by the answer before its first event."""
         ...
 
+    def tokenize(self, request: ChatRequest) -> list[int]:
+        """The token ids of the request's whole prompt; waits for it, so call it in a thread.
+
+        Raises UsageError for messages that the template refuses, ModelError for a chat without a template.
+        """
+        ...
+
     def embeddings(self, inputs: Sequence[str | Sequence[int]], truncate: bool = False) -> list[Embedding]:
         """One embedding an input, a text or token ids; waits for it, so call it in a thread.
 

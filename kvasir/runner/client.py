@@ -191,6 +191,10 @@ class ModelProcess:
         found = self._call(lambda id: messages.Embed(id, sent, truncate)).embeddings
         return [Embedding(array("f", raw).tolist(), n, n_truncated) for raw, n, n_truncated in found]
 
+    def tokenize(self, request: ChatRequest) -> list[int]:
+        """The token ids of the request's whole prompt.  Raises what `Model.tokenize` raises, and Lost."""
+        return self._call(lambda id: messages.Tokenize(id, request)).tokens
+
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for.  Only while idle."""
         self._call(messages.Check)
@@ -236,8 +240,9 @@ class ModelProcess:
         with self._lock:
             self._must_live()
             id = self._next_id()
+            sent = messages.encode(frame(id))
             self._calls[id] = future
-            self._inbox.put(messages.encode(frame(id)))
+            self._inbox.put(sent)
         answer = future.result()
         if answer.failure:
             raise error_of(answer.failure)

@@ -59,6 +59,11 @@ class Embed(Frame):
     truncate: bool = False
 
 
+class Tokenize(Frame):
+    id: int
+    request: ChatRequest
+
+
 class Check(Frame):
     """Asks whether every cache block is accounted for."""
 
@@ -123,14 +128,17 @@ class Batch(Frame):
 
 
 class Answer(Frame):
-    """The result of an Embed, each embedding as its float32s, tokens, and tokens cut off; or of a Check."""
+    """The result of an Embed, each embedding as its float32s, tokens, and tokens cut off; of a Tokenize; or
+    of a Check.
+    """
 
     id: int
     failure: Failure | None = None
     embeddings: list[tuple[bytes, int, int]] = []
+    tokens: list[int] = []
 
 
-ToRunner = Load | Submit | Cancel | Embed | Check | Close
+ToRunner = Load | Submit | Cancel | Embed | Tokenize | Check | Close
 FromRunner = Progress | Ready | Failed | Batch | Answer
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
 
@@ -192,6 +192,13 @@ class Model:
                 values = self._engine.embed([tokens])[0].tolist()
             found.append(Embedding(values, len(tokens), n_truncated))
         return found
+
+    def tokenize(self, request: ChatRequest) -> list[int]:
+        """The token ids of the request's whole prompt, whether or not the context holds it.
+
+        Raises UsageError (messages that the template refuses), ModelError (a chat without a template).
+        """
+        return self.prompter.tokens(replace(request, truncate=False), 0)[0]
 
     @property
     def is_embedding(self) -> bool:

@@ -135,6 +135,8 @@ class Runner:
                 stream.cancel()
         elif isinstance(frame, messages.Embed):
             self._pool.submit(self._embed, frame)
+        elif isinstance(frame, messages.Tokenize):
+            self._pool.submit(self._tokenize, frame)
         elif isinstance(frame, messages.Check):
             self._pool.submit(self._check, frame.id)
 
@@ -186,6 +188,12 @@ class Runner:
             found = self._model.embeddings(frame.inputs, frame.truncate)
             packed = [(array("f", e.values).tobytes(), e.n_tokens, e.n_truncated) for e in found]
             self._outbox.put(Answer(frame.id, embeddings=packed))
+        except BaseException as error:
+            self._outbox.put(Answer(frame.id, failure(error)))
+
+    def _tokenize(self, frame: messages.Tokenize) -> None:
+        try:
+            self._outbox.put(Answer(frame.id, tokens=self._model.tokenize(frame.request)))
         except BaseException as error:
             self._outbox.put(Answer(frame.id, failure(error)))
 

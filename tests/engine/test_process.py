@@ -93,6 +93,21 @@ def test_refusals_come_through_the_stream_as_what_they_are(there: ModelProcess) 
         there.submit(ChatRequest(params, ASKED, tools=({"x": 2**80},)))
 
 
+def test_a_prompt_is_counted_as_it_would_be_computed(there: ModelProcess, here: Model) -> None:
+    params = SamplingParams(max_tokens=1)
+    for request in (
+        ChatRequest(params, ASKED),
+        ChatRequest(params, prompt="A VLAN is", context=(5, 6)),
+        ChatRequest(params, prompt=(7, 8, 9)),
+    ):
+        found = there.tokenize(request)
+        assert found == here.tokenize(request) == list(here.submit(request).prompt_token_ids)
+    long = ChatRequest(params, prompt="word " * 90, max_context=64, truncate=True)
+    assert len(there.tokenize(long)) > 90
+    with pytest.raises(UsageError, match="cannot be sent"):
+        there.tokenize(ChatRequest(params, ASKED, tools=({"x": 2**80},)))
+
+
 def test_many_at_once_and_some_cancelled(there: ModelProcess, here: Model) -> None:
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
     alone = told(here, ChatRequest(params, ASKED))[0][0]

@@ -79,6 +79,10 @@ class FakeModel:
         ).start()
         return stream
 
+    def tokenize(self, request: ChatRequest) -> list[int]:
+        self.requests.append(request)
+        return [*request.context, *self.prompter.tokens(request, 0)[0]]
+
     def embeddings(self, inputs: Sequence[str | Sequence[int]], truncate: bool = False) -> list[Embedding]:
         """[length, 3, 4] for each input; the context is that of `info`."""
         if "embedding" not in self.info.capabilities:
