@@ -28,6 +28,8 @@ class Cache {
 
     void reserve(int64_t n_blocks);  // forgets what was there when it grows
     uint8_t* tile(int64_t block, int head) const { return data_.as<uint8_t>() + (block * kv_heads + head) * tile_bytes; }
+    int64_t block_bytes() const { return kv_heads * tile_bytes; }
+    const Buffer& data() const { return data_; }
 
     const KvFormat format;
     const int kv_heads;

@@ -166,6 +166,14 @@ nb::object packed_bytes(const Matrix& w) {
     return nb::cast(nb::ndarray<nb::numpy, const uint8_t>(w.data.get(), 1, shape, owner));
 }
 
+// The memory of a state, uint8 [rows, row_bytes], to read and to write between steps.
+nb::object rows_of(const Buffer& memory, int64_t row_bytes) {
+    auto* held = new Buffer(memory);
+    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<Buffer*>(p); });
+    const size_t width = static_cast<size_t>(row_bytes), shape[2] = {width ? memory.bytes() / width : 0, width};
+    return nb::cast(nb::ndarray<nb::numpy, uint8_t>(memory.as<uint8_t>(), 2, shape, owner));
+}
+
 // Maps what is in the page cache already, and begins to read what is not, without a fault for each page later.
 void populate(Flat<uint8_t> bytes) {
 #ifdef __linux__
@@ -558,8 +566,9 @@ NB_MODULE(KVASIR_MODULE, m) {
         c->reserve(n_blocks);
     }).def("fill", [](Cache& c, int byte, int64_t n_blocks) {  // the benchmark of a long past does not compute one
         std::memset(c.tile(0, 0), byte, static_cast<size_t>(n_blocks * c.kv_heads * c.tile_bytes));
-    }, "byte"_a, "n_blocks"_a);
-    nb::class_<Slots>(m, "Slots").def(nb::init<int64_t, int64_t>(), "n_slots"_a, "width"_a).def("copy", &Slots::copy, "source"_a, "target"_a);
+    }, "byte"_a, "n_blocks"_a).def_prop_ro("bytes", [](const Cache& c) { return rows_of(c.data(), c.block_bytes()); });
+    nb::class_<Slots>(m, "Slots").def(nb::init<int64_t, int64_t>(), "n_slots"_a, "width"_a).def("copy", &Slots::copy, "source"_a, "target"_a)
+        .def_prop_ro("bytes", [](const Slots& s) { return rows_of(s.data, s.width * static_cast<int64_t>(sizeof(float))); });
     bind_program(m);
     bind_text(m);
     m.def("pack", &pack_alone, "format"_a, "raw"_a, "width"_a);

@@ -15,6 +15,7 @@ from kvasir.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 BLOCK = 16  # tokens a cache block
 
@@ -72,6 +73,17 @@ class Program(Protocol):
 
     def copy_slot(self, source: int, target: int) -> None:
         """The recurrent states of slot `source` into slot `target`."""
+        ...
+
+    def block(self, number: int) -> tuple[Bytes, ...]:
+        """The memory of a cache block: what each paged state keeps of its tokens, to read and to write.
+
+        Another program may be given it if its plan, weights, backend, kernels and number format are the same.
+        """
+        ...
+
+    def slot(self, number: int) -> tuple[Bytes, ...]:
+        """The memory of a recurrent slot, likewise."""
         ...
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:

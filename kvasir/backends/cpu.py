@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvasir.backends.base import Batch, Floats, Memory, Seen
+from kvasir.backends.base import BLOCK, Batch, Bytes, Floats, Memory, Seen
 from kvasir.backends.cpu_compile import Compiled, build
 from kvasir.backends.cpu_threads import cores
 from kvasir.backends.packed import Packed
@@ -137,6 +137,26 @@ class CpuProgram:
                     own[target] = own[source]
                 else:
                     own.copy(source, target)
+
+    def block(self, number: int) -> tuple[Bytes, ...]:
+        """The memory of a cache block."""
+        return self._memory("paged", number, BLOCK)
+
+    def slot(self, number: int) -> tuple[Bytes, ...]:
+        """The memory of a recurrent slot."""
+        return self._memory("slot", number, 1)
+
+    def _memory(self, kind: str, number: int, n_rows: int) -> tuple[Bytes, ...]:
+        found = list[Bytes]()
+        for name, state in self.plan.states.items():
+            own = self.compiled.states.get(name)
+            if state.kind != kind or own is None:
+                continue
+            if isinstance(own, np.ndarray):  # of an op that runs as its reference
+                found.append(own[number * n_rows : (number + 1) * n_rows].reshape(-1).view(np.uint8))
+            else:
+                found.append(own.bytes[number])
+        return tuple(found)
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         """The next token for logits [V] (changed in place).  Raises Bug when no logit is above -inf."""

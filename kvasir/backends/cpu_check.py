@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvasir.backends import reference
-from kvasir.backends.base import Batch, Floats, Memory, Seen
+from kvasir.backends.base import Batch, Bytes, Floats, Memory, Seen
 from kvasir.backends.cpu import CpuBackend, CpuProgram
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import Bug
@@ -55,6 +55,12 @@ class CheckedProgram:
         for name, state in self.plan.states.items():
             if state.kind == "slot":
                 self.states[name][target] = self.states[name][source]
+
+    def block(self, number: int) -> tuple[Bytes, ...]:
+        return self.program.block(number)
+
+    def slot(self, number: int) -> tuple[Bytes, ...]:
+        return self.program.slot(number)
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         return self.program.choose(logits, recent, params, drawn)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Batch, Floats, Ints, Memory, Seen
+from kvasir.backends.base import BLOCK, Batch, Bytes, Floats, Ints, Memory, Seen
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan, State, ops
 from kvasir.sampling import SamplingParams, choose, penalize
@@ -317,6 +317,15 @@ class ReferenceProgram:
         for name, state in self.plan.states.items():
             if state.kind == "slot":
                 self.states[name][target] = self.states[name][source]
+
+    def block(self, number: int) -> tuple[Bytes, ...]:
+        cells = slice(number * BLOCK, (number + 1) * BLOCK)
+        paged = [name for name, s in self.plan.states.items() if s.kind == "paged"]
+        return tuple(self.states[name][cells].reshape(-1).view(np.uint8) for name in paged)
+
+    def slot(self, number: int) -> tuple[Bytes, ...]:
+        slots = [name for name, s in self.plan.states.items() if s.kind == "slot"]
+        return tuple(self.states[name][number].view(np.uint8) for name in slots)
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         penalize(logits, recent, params)

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from kvasir.backends.base import Batch, Floats, Memory, Program
+from kvasir.backends.base import Batch, Bytes, Floats, Memory, Program
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan
 from kvasir.plan.show import op_cost
@@ -61,6 +61,12 @@ class Watched:
 
     def copy_slot(self, source: int, target: int) -> None:
         self.program.copy_slot(source, target)
+
+    def block(self, number: int) -> tuple[Bytes, ...]:
+        return self.program.block(number)
+
+    def slot(self, number: int) -> tuple[Bytes, ...]:
+        return self.program.slot(number)
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         return self.program.choose(logits, recent, params, drawn)

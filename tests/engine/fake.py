@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Batch, Floats, Memory
+from kvasir.backends.base import BLOCK, Batch, Bytes, Floats, Memory
 from kvasir.plan import Plan
 from kvasir.sampling import SamplingParams, choose, penalize
 
 VOCAB = 64
+LONGEST = 4096  # tokens that a slot remembers
 
 
 def next_token(tokens: Sequence[int]) -> int:
@@ -45,7 +46,7 @@ class FakeProgram:
         self.slotted = n_slots > 0
         self.memory = Memory(n_blocks, max(n_slots, 1))
         self.cells = np.full(n_blocks * BLOCK, -1)
-        self.slots: list[list[int]] = [[] for _ in range(n_slots)]
+        self.slots = np.zeros((n_slots, 1 + LONGEST), np.int64)  # how many tokens, and the tokens
         self.steps: list[list[int]] = []
         self.fail_at = -1
 
@@ -67,8 +68,9 @@ class FakeProgram:
                 known = self.cells[blocks[past // BLOCK] * BLOCK + past % BLOCK].tolist()
                 if self.slotted:
                     own = self.slots[batch.slots[n]]
-                    own[:] = [*(own if batch.positions[row] else []), int(batch.tokens[row])]
-                    known = list(own)
+                    count = own[0] if batch.positions[row] else 0
+                    own[0], own[1 + count] = count + 1, batch.tokens[row]
+                    known = own[1 : 2 + count].tolist()
                 if row in batch.logit_rows:
                     rows.append(self.law(known))
         logits = np.zeros((len(rows), VOCAB), np.float32)
@@ -79,7 +81,13 @@ class FakeProgram:
         return self.step(batch)
 
     def copy_slot(self, source: int, target: int) -> None:
-        self.slots[target] = list(self.slots[source])
+        self.slots[target] = self.slots[source]
+
+    def block(self, number: int) -> tuple[Bytes, ...]:
+        return (self.cells[number * BLOCK : (number + 1) * BLOCK].view(np.uint8),)
+
+    def slot(self, number: int) -> tuple[Bytes, ...]:
+        return (self.slots[number].view(np.uint8),)
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         penalize(logits, recent, params)

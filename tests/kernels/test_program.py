@@ -88,6 +88,34 @@ def test_any_chopping_gives_the_same_bits(name: str, form: str, isa: str, data: 
     )
 
 
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "f32"])
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("which", ["reference", "helped", *USABLE])
+def test_blocks_and_slots_can_be_carried_to_another_program(which: str, name: str, kv: str) -> None:
+    """Their bytes are all that a sequence leaves behind: elsewhere, and at other places, it goes on from them
+    to the same bits.
+    """
+    plan, memory = PLANS[name](), Memory(12, 4, kv)
+    helped = CpuBackend(threads=1, as_reference=[ops.Attend, ops.Delta])
+    made = Reference() if which == "reference" else helped if which == "helped" else backend(which, 2)
+    here, there = (made.compile(plan, weights_for(plan), memory) for _ in range(2))
+    sequences = Sequences([37], 100, memory)
+    sequences.run(here, [[(0, 32)]])
+    carried, blocks, slot = {}, sequences.blocks.copy(), sequences.slots.copy()
+    sequences.blocks, sequences.slots = (blocks + 1) % 12, (slot + 1) % 4
+    for old, new in zip(blocks[0, :2], sequences.blocks[0, :2], strict=True):
+        carried[new] = [part.copy() for part in here.block(int(old))]
+    for new, parts in carried.items():
+        for mine, part in zip(there.block(int(new)), parts, strict=True):
+            mine[:] = part
+    for mine, part in zip(there.slot(int(sequences.slots[0])), here.slot(int(slot[0])), strict=True):
+        mine[:] = part
+    assert sum(map(len, here.block(0))) > 0 and bool(here.slot(0)) == (name == "hybrid")
+    rest = sequences.run(there, [[(0, 5)]])
+    sequences.done, sequences.blocks, sequences.slots = [32], blocks, slot
+    assert np.array_equal(rest, sequences.run(here, [[(0, 5)]]))
+
+
 def test_threads_can_change_between_steps() -> None:
     plan = qwen()
     own = CpuBackend(threads=1, oversubscribe=True)
