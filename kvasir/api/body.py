@@ -11,8 +11,10 @@ from kvasir.api.words import json_name, short
 from kvasir.errors import UsageError
 
 T = TypeVar("T")
+QUOTES = "'\""
 JSON_NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 EXPECTED = re.compile(r"^Expected `([^`]*)`, got `([^`]*)`(?: - at `\$\.?(.*)`)?$")
+UNKNOWN = re.compile(r"^Invalid (?:enum )?value (.*?)(?: - at `\$\.?([^`]*)`)?$", re.DOTALL)
 MISSING = re.compile(r"^Object missing required field `([^`]*)`(?: - at `\$\.?(.*)`)?$")
 
 
@@ -61,4 +63,7 @@ def _plain(message: str) -> str:
     if found := MISSING.match(message):
         name, where = found.groups()
         return f"{where + '.' if where else ''}{name} is required"
+    if found := UNKNOWN.match(message):
+        value, where = found.groups()
+        return f"{where or 'the body'} has a value that is not known here: {short(value.strip(QUOTES))}"
     return message.replace("`", "").replace("$.", "")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from kvasir.api import ollama
+from kvasir.api.anthropic import errors as anthropic
 from kvasir.api.errors import Fault
 from kvasir.api.openai import errors as openai
 
@@ -14,6 +15,7 @@ Shape = Callable[[Fault], bytes]
 # First match wins.  A protocol gives `error_body(status, kind, message) -> bytes`; its row goes here.
 SHAPES: tuple[tuple[re.Pattern[str], Shape], ...] = (
     (re.compile(r"/+api(/|$)"), lambda fault: ollama.error_body(fault.message)),
+    (re.compile(r"/+(v1/+)+messages(/|$)"), lambda fault: anthropic.error_body(fault.kind, fault.message)),
     (re.compile(r""), lambda fault: openai.error_body(fault.status, fault.kind, fault.message, fault.param)),
 )
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kvasir.chat import ChatRequest, Delta, Embedding, Finished, Metrics, Spelled
+from kvasir.chat import ChatRequest, Delta, Embedding, Finished, Metrics
 from kvasir.errors import KvasirError, ModelError, UsageError
 from kvasir.runner.inspect import ModelInfo
 from kvasir.runner.stream import Stream
@@ -49,9 +49,12 @@ class FakePrompter:
 
 @dataclass
 class FakeModel:
-    """Answers with `words`, `pace_s` apart; an exception among them is raised there.  Mutable."""
+    """Answers with `words`, `pace_s` apart; an exception among them is raised there.  Mutable.
 
-    words: Sequence[str | KvasirError] = ("Hello", ", ", "world")
+    A Delta among them goes out as it is; if one calls a tool, that is the reason of the end.
+    """
+
+    words: Sequence[str | Delta | KvasirError] = ("Hello", ", ", "world")
     pace_s: float = 0.0
     info: ModelInfo = INFO
     prompter: Any = field(default_factory=FakePrompter)
@@ -95,10 +98,6 @@ class FakeModel:
             found.append(Embedding([float(n), 3.0, 4.0], n, len(each) - n))
         return found
 
-    def spell(self, token_ids: Sequence[int]) -> Spelled:
-        pieces = tuple(self.token_bytes(i) for i in token_ids)
-        return Spelled(b"".join(pieces).decode("latin-1"), pieces)
-
     def token_bytes(self, token_id: int) -> bytes:
         return bytes((token_id % 256,))
 
@@ -122,9 +121,10 @@ class FakeModel:
                 stream.put(word)
                 stop.set()
                 return
-            stream.put(Delta(word, (100 + n,)))
+            stream.put(word if isinstance(word, Delta) else Delta(word, (100 + n,)))
         stop.set()
-        reason = "length" if len(words) < len(self.words) else "stop"
+        called = any(isinstance(word, Delta) and word.tool_calls for word in words)
+        reason = "length" if len(words) < len(self.words) else "tool_calls" if called else "stop"
         cut = max(n_prompt - limit, 0)
         metrics = Metrics(
             prefill_s=0.25,
