@@ -19,7 +19,7 @@ from kvasir.backends.cpu import CpuBackend
 from kvasir.backends.cpu_check import CheckedBackend
 from kvasir.backends.packed import Packed, cache_folder, source_of
 from kvasir.backends.reference import Reference
-from kvasir.chat import ChatRequest, Delta, Embedding, Finished, FinishReason
+from kvasir.chat import ChatRequest, Delta, Embedding, Finished, FinishReason, Spelled
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine, Token
@@ -199,6 +199,13 @@ class Model:
         Raises UsageError (messages that the template refuses), ModelError (a chat without a template).
         """
         return self.prompter.tokens(replace(request, truncate=False), 0)[0]
+
+    def spell(self, token_ids: Row[int]) -> Spelled:
+        """Token ids as text.  Raises UsageError for ids that the vocabulary lacks."""
+        tokenizer = self.prompter.tokenizer
+        if bad := [i for i in token_ids if not 0 <= i < tokenizer.n_vocab]:
+            raise UsageError(f"token id {bad[0]} is not in the vocabulary of {tokenizer.n_vocab}")
+        return Spelled(tokenizer.decode(token_ids), tuple(tokenizer.token_bytes(i) for i in token_ids))
 
     @property
     def is_embedding(self) -> bool:

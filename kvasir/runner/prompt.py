@@ -47,9 +47,14 @@ class Prompter:
                 "this model has no chat template, so it cannot chat",
                 hint="send a raw prompt: /api/generate with raw, LLM.generate, or `kvasir run --raw`",
             )
-        return self.template.render(
-            request.messages, tools=request.tools, add_generation_prompt=True, think=request.think
+        text = self.template.render(
+            request.messages,
+            tools=request.tools,
+            add_generation_prompt=request.opens_turn and not request.continues,
+            think=request.think,
+            **request.template_values,
         )
+        return _left_open(text, request.messages[-1].content) if request.continues else text
 
     def tokens(self, request: ChatRequest, limit: int) -> tuple[list[int], int]:
         """The prompt's token ids, and how many tokens were cut to fit under `limit` (0 unless `truncate`).
@@ -129,6 +134,17 @@ def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
     bos = tokenizer.piece(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
     eos = tokenizer.piece(tokenizer.eos_id) if tokenizer.eos_id is not None else ""
     return ChatTemplate(source, bos, eos)
+
+
+def _left_open(text: str, content: str) -> str:
+    """`text` up to the end of the last message's `content`, which the answer goes on with."""
+    for said in (content, content.strip()):
+        if said and (at := text.rfind(said)) >= 0:
+            return text[: at + len(said)]
+    raise UsageError(
+        "the last message cannot be continued: the model's template does not show its text",
+        hint="give it a text, or ask for an answer of its own",
+    )
 
 
 def _without_oldest(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
