@@ -5,7 +5,7 @@ No HTTP here and no model: the wire format alone.  Source: Ollama's API types (a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,7 +17,17 @@ from kvasir.api.gotemplate import render_go_template
 from kvasir.api.loaded import Loaded
 from kvasir.api.options import Options, parse_options
 from kvasir.api.words import short
-from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, Metrics, TokenLogprob, ToolCall
+from kvasir.chat import (
+    ChatRequest,
+    Delta,
+    Event,
+    Finished,
+    Message,
+    Metrics,
+    TokenLogprob,
+    ToolCall,
+    ToolPiece,
+)
 from kvasir.durations import keep_alive_s
 from kvasir.errors import KvasirError, UsageError
 from kvasir.sampling import SamplingParams
@@ -193,9 +203,10 @@ def to_request(asked: Asked, capabilities: tuple[str, ...], has_template: bool) 
         "think": think if "thinking" in capabilities else None,
     }
     if asked.kind == "chat":
-        return ChatRequest(messages=asked.messages, tools=asked.tools, **common)
+        return ChatRequest(messages=asked.messages, tools=asked.tools, parse=True, **common)
     if asked.raw:
         return ChatRequest(prompt=asked.prompt, **common)
+    common["parse"] = True
     if asked.template:
         texts = {"System": asked.system, "Prompt": asked.prompt, "Response": ""}
         return ChatRequest(prompt=render_go_template(asked.template, texts), **common)
@@ -222,6 +233,9 @@ class Reply:
     ):
         self._asked, self._load_s, self._token_bytes, self._now = asked, load_s, token_bytes, now
         self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls = Calls()
+        self._shown_calls: list[dict[str, Any]] = []
         self._token_ids: list[int] = []
         self._logprobs: list[dict[str, Any]] = []
         self._n_logprobs_sent = 0
@@ -233,13 +247,14 @@ class Reply:
     def line(self, event: Event) -> bytes:
         """The NDJSON line for an event; nothing for a piece that shows no text yet."""
         if isinstance(event, Finished):
-            return _encode(self._final(event, "", [])) + b"\n"
-        self._take(event)
+            return _encode(self._final(event, self._head(self._calls.rest()), [])) + b"\n"
+        calls = self._take(event)
         fresh = self._logprobs[self._n_logprobs_sent :]
-        if not event.text and not fresh:
+        if not (event.text or event.thinking or calls or fresh):
             return b""
         self._n_logprobs_sent = len(self._logprobs)
-        return _encode({**self._head(event.text), "done": False, **_maybe("logprobs", fresh)}) + b"\n"
+        head = self._head(event.text, event.thinking, calls)
+        return _encode({**head, "done": False, **_maybe("logprobs", fresh)}) + b"\n"
 
     def end(self) -> bytes:
         return b""
@@ -258,28 +273,36 @@ class Reply:
     def whole(self) -> bytes:
         """The one object of an answer that is not streamed, after all its events."""
         assert self._finished
-        return _encode(self._final(self._finished, "".join(self._texts), self._logprobs))
+        text = "".join((*self._texts, self._calls.rest()))
+        head = self._head(text, "".join(self._thoughts), self._shown_calls)
+        return _encode(self._final(self._finished, head, self._logprobs))
 
     def loaded(self, unload: bool) -> bytes:
         """The answer to an empty prompt: the model was loaded, or is being unloaded."""
         return _encode({**self._head(""), "done": True, "done_reason": "unload" if unload else "load"})
 
-    def _take(self, event: Delta) -> None:
+    def _take(self, event: Delta) -> list[dict[str, Any]]:
+        """Gathers; the calls that are whole now."""
         self._texts.append(event.text)
+        self._thoughts.append(event.thinking)
+        calls = self._calls.take(event.tool_calls)
+        self._shown_calls += calls
         self._token_ids += event.token_ids
         self._logprobs += [self._logprob(p) for p in event.logprobs]
+        return calls
 
-    def _head(self, text: str) -> dict[str, Any]:
+    def _head(self, text: str, thinking: str = "", calls: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         created = self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         head: dict[str, Any] = {"model": self._asked.model, "created_at": created}
+        more = {**_maybe("thinking", thinking), **_maybe("tool_calls", calls)}
         if self._asked.kind == "chat":
-            return {**head, "message": {"role": "assistant", "content": text}}
-        return {**head, "response": text}
+            return {**head, "message": {"role": "assistant", "content": text, **more}}
+        return {**head, "response": text, **more}
 
-    def _final(self, event: Finished, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-        body = {**self._head(text), "done": True}
+    def _final(self, event: Finished, head: dict[str, Any], logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+        body = {**head, "done": True}
         if event.reason != "abort":
-            body["done_reason"] = event.reason
+            body["done_reason"] = "stop" if event.reason == "tool_calls" else event.reason
         if self._asked.kind == "generate" and not self._asked.raw:
             body["context"] = [*event.prompt_token_ids, *self._token_ids]
         body |= {**_maybe("logprobs", logprobs), **durations(event.metrics, self._load_s)}
@@ -294,6 +317,30 @@ class Reply:
     def _spelled(self, token_id: int, logprob: float) -> dict[str, Any]:
         raw = self._token_bytes(token_id)
         return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+class Calls:
+    """Calls of tools as Ollama sends them: whole ones, with their arguments as an object (mutable)."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[ToolPiece, list[str]]] = {}
+
+    def take(self, pieces: Iterable[ToolPiece]) -> list[dict[str, Any]]:
+        """The calls that are whole now."""
+        whole = []
+        for piece in pieces:
+            first, texts = self._open.setdefault(piece.number, (piece, []))
+            texts.append(piece.arguments)
+            if piece.last:
+                del self._open[piece.number]
+                arguments = msgspec.json.decode("".join(texts) or "{}")
+                function = {"index": first.number, "name": first.name, "arguments": arguments}
+                whole.append({"id": first.id, "function": function})
+        return whole
+
+    def rest(self) -> str:
+        """What there is of a call that was cut off; it is no object, so it is text."""
+        return "".join(f"{first.name}({''.join(texts)}" for first, texts in self._open.values())
 
 
 def durations(metrics: Metrics, load_s: float) -> dict[str, int]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from kvasir.chat import ChatRequest, Message
 from kvasir.checkpoint.open import Checkpoint
 from kvasir.errors import ModelError, UsageError
+from kvasir.parsers.answer import Family
+from kvasir.parsers.families import family_of
 from kvasir.text.template import ChatTemplate, select_template, template_from_folder
 from kvasir.text.tokenizer import Tokenizer
 
@@ -40,6 +43,12 @@ class Prompter:
     def eos_ids(self) -> frozenset[int]:
         return self.tokenizer.eos_ids
 
+    @cached_property
+    def family(self) -> Family:
+        """How this model marks thoughts and calls."""
+        source = self.template.source if self.template else ""
+        return family_of(source, lambda mark: self.tokenizer.token_id(mark) is not None)
+
     def text(self, request: ChatRequest) -> str:
         """The messages as the model's template writes them.  Raises ModelError when it has none."""
         if self.template is None:
@@ -49,7 +58,7 @@ class Prompter:
             )
         text = self.template.render(
             request.messages,
-            tools=request.tools,
+            tools=request.tools if request.tool_choice != "none" else (),
             add_generation_prompt=request.opens_turn and not request.continues,
             think=request.think,
             **request.template_values,
