@@ -37,20 +37,20 @@ class ChatRequest:
     """What any face asks of a loaded model.
 
     Either `messages`, rendered by the model's chat template, or `prompt`: text or token ids, used as they are
-    (`add_special_tokens` puts the model's BOS before a text).  `context`: token ids of an earlier exchange,
+    (`add_special_tokens` puts the model's BOS before a text).  `suffix`: what stands behind the answer to a
+    text, for models that fill in the middle.  `context`: token ids of an earlier exchange,
     which go before them.  `max_context` caps prompt and answer together; a prompt over it is refused with
     both lengths, unless `truncate`: then the oldest tokens go, and `Metrics.n_truncated` says how many.
     Requests of one `tenant` share what is computed of their prompts; others never see it.  Higher `priority`
     is let in first.  With `parse` the answer comes in its parts, thoughts, text and calls of tools, as the
     model's family marks them; else it is the text that the model writes.  `tool_choice`: "auto", "none",
-    "required" (some tool must be called), or the name of the tool that must be.  `template_values`: further
-    variables for the template.  The answer opens a turn, unless `opens_turn` is False; with `continues` it
-    goes on with the last message, which the template leaves open.
+    "required" (some tool must be called), or the name of the tool that must be.
     """
 
     params: SamplingParams
     messages: tuple[Message, ...] = ()
     prompt: str | tuple[int, ...] | None = None
+    suffix: str = ""
     context: tuple[int, ...] = ()
     add_special_tokens: bool = True
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -62,9 +62,6 @@ class ChatRequest:
     truncate: bool = False
     tenant: str = ""
     priority: int = 0
-    template_values: Mapping[str, Any] = field(default_factory=dict)
-    opens_turn: bool = True
-    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,11 +154,3 @@ class Embedding:
     values: list[float]
     n_tokens: int
     n_truncated: int = 0
-
-
-@dataclass(frozen=True)
-class Spelled:
-    """Tokens as text (without the model's markers), and the bytes of each."""
-
-    text: str
-    pieces: tuple[bytes, ...]

@@ -17,7 +17,7 @@ LAYERS = (
     ("structured", "native"),
     ("plan", "quant", "sampling"),
     ("chat",),
-    ("text", "parsers", "store", "checkpoint"),
+    ("text", "store", "checkpoint"),
     ("models", "grammar"),
     ("backends",),
     ("engine",),

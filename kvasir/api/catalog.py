@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from kvasir.api.body import decode, typed
+from kvasir.checkpoint.open import Checkpoint
 from kvasir.errors import UsageError
 from kvasir.runner.inspect import ModelInfo
+from kvasir.store.made import Made
+from kvasir.store.modelfile import parameters_text, write_modelfile
 
 LONG_ARRAY = 5  # elements of a metadata array that are shown unless everything is asked for
 
@@ -65,8 +68,9 @@ def loading(name: str, stage: str, size_bytes: int) -> dict[str, Any]:
     return {"name": name, "model": name, "size": size_bytes, "size_vram": 0, "stage": stage}
 
 
-def shown(info: ModelInfo, metadata: Mapping[str, object], template: str, verbose: bool) -> dict[str, Any]:
-    """The answer of /api/show.  `metadata`: the key values of the GGUF file, empty for a folder."""
+def shown(info: ModelInfo, checkpoint: Checkpoint, template: str, verbose: bool) -> dict[str, Any]:
+    """The answer of /api/show.  `template`: the one that writes prompts; with `verbose` the tensors too."""
+    made, metadata = info.made or Made(""), checkpoint.metadata
     facts: dict[str, Any] = {
         "general.architecture": info.architecture,
         "general.parameter_count": info.n_parameters,
@@ -77,16 +81,28 @@ def shown(info: ModelInfo, metadata: Mapping[str, object], template: str, verbos
     facts |= {k: _plain(v, verbose) for k, v in metadata.items() if k not in hidden}
     body = {
         "license": info.license,
-        "modelfile": f"# Kvasir runs this model in place\nFROM {info.name}\n",
-        "parameters": "",
+        "modelfile": modelfile(info),
+        "parameters": parameters_text(made.parameters),
         "template": template,
-        "system": "",
+        "system": made.system,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in made.messages],
         "details": _details(info),
         "model_info": facts,
         "capabilities": list(info.capabilities),
         "modified_at": rfc3339(info.modified),
     }
-    return {k: v for k, v in body.items() if v != ""}
+    if verbose:
+        body["tensors"] = [
+            {"name": name, "type": tensor.format.name, "shape": list(tensor.shape)}
+            for name, tensor in checkpoint.tensors.items()
+        ]
+    return {k: v for k, v in body.items() if v not in ("", [])}
+
+
+def modelfile(info: ModelInfo) -> str:
+    """The Modelfile that makes the model again."""
+    base = (info.made and info.made.parent) or info.name
+    return f"# Modelfile of {info.name}, by Kvasir\n\n" + write_modelfile(base, info.made or Made(""))
 
 
 def rfc3339(at: datetime) -> str:
@@ -96,7 +112,7 @@ def rfc3339(at: datetime) -> str:
 
 def _details(info: ModelInfo) -> dict[str, Any]:
     return {
-        "parent_model": "",
+        "parent_model": info.made.parent if info.made else "",
         "format": info.kind,
         "family": info.architecture,
         "families": [info.architecture],

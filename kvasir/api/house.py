@@ -16,12 +16,13 @@ from starlette.responses import Response
 
 from kvasir.api.face import Asked, Called, Sent
 from kvasir.api.http import JSON, read_body
-from kvasir.api.names import resolve
+from kvasir.api.names import Target, target
 from kvasir.api.residents import Loader, Residents
 from kvasir.api.streaming import Streaming
 from kvasir.errors import KvasirError
 from kvasir.runner.inspect import ModelInfo, describe
 from kvasir.settings import MAX_REQUESTS
+from kvasir.store.name import is_name
 from kvasir.store.names import listing
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class House:
         self.residents = Residents(
             self.loader, self.keep_alive_s, self._in_loader, self.budget_bytes, self.max_requests
         )
-        self._described: dict[tuple[Path, float, int], ModelInfo] = {}
+        self._described: dict[tuple[str, float, int], ModelInfo] = {}
 
     def in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
         """Runs what takes a moment, so that the event loop goes on."""
@@ -108,9 +109,9 @@ class House:
         headers = warned(request, asked.warnings)
         return Streaming(self.residents, self.in_thread, asked, target, headers, tenant)
 
-    async def resolved(self, name: str) -> str:
-        """The name or path under which the model called `name` is loaded.  Raises NotHere."""
-        return await self.in_thread(lambda: resolve(name, self.aliases))
+    async def resolved(self, name: str) -> Target:
+        """The model called `name`, as `residents.use` takes it.  Raises NotHere."""
+        return await self.in_thread(lambda: target(name, self.aliases))
 
     # -- what there is ----------------------------------------------------------------------------
 
@@ -119,8 +120,8 @@ class House:
         found = []
         for file in listing():
             try:
-                stat = file.path.stat()
-                key = (file.path, stat.st_mtime, stat.st_size)
+                stat = (file.manifest or file.path).stat()
+                key = (file.name, stat.st_mtime, stat.st_size)
                 if key not in self._described:
                     self._described[key] = describe(file.name)
                 found.append(self._described[key])
@@ -131,7 +132,7 @@ class House:
 
 def called_by(info: ModelInfo, name: str) -> ModelInfo:
     """`info` under the name that a client may see: never with a folder."""
-    return replace(info, name=Path(name).name)
+    return replace(info, name=name if is_name(name) else Path(name).name)
 
 
 def warned(request: Request, warnings: tuple[str, ...]) -> dict[str, str]:

@@ -5,8 +5,8 @@ No HTTP here and no model: the wire format alone.  Source: Ollama's API types (a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import msgspec
 from kvasir.api.body import decode, typed, unknown
 from kvasir.api.gotemplate import render_go_template
 from kvasir.api.loaded import Loaded
-from kvasir.api.options import Options, parse_options
+from kvasir.api.options import Options, over_defaults, parse_options
 from kvasir.api.words import short
 from kvasir.chat import (
     ChatRequest,
@@ -29,7 +29,7 @@ from kvasir.chat import (
     ToolPiece,
 )
 from kvasir.durations import keep_alive_s
-from kvasir.errors import KvasirError, UsageError
+from kvasir.errors import Bug, KvasirError, UsageError
 from kvasir.sampling import SamplingParams
 from kvasir.structured import StructuredOutputsParams, ollamas
 
@@ -113,9 +113,11 @@ class Asked:
     kind: Literal["generate", "chat"]
     model: str
     options: Options
+    given: Mapping[str, Any] = field(default_factory=dict)  # options as they were sent
     stream: bool = True
     keep_alive_s: float | None = None
     prompt: str = ""
+    suffix: str = ""
     system: str = ""
     template: str = ""
     context: tuple[int, ...] = ()
@@ -139,7 +141,13 @@ class Asked:
 
     def requests(self, model: Loaded) -> tuple[ChatRequest, ...]:
         """The request to this model.  Raises UsageError for what it cannot do."""
-        request = to_request(self, model.info.capabilities, model.has_template)
+        asked, made = self, model.info.made
+        if made:
+            options = parse_options(over_defaults(made.parameters, {**self.given}))
+            asked = replace(
+                self, options=options, system=self.system or (made.system if self.template else "")
+            )
+        request = to_request(asked, model.info.capabilities, model.has_template)
         return (replace(request, context=self.context),)
 
     def reply(self, model: Loaded, load_s: float) -> Reply:
@@ -160,6 +168,7 @@ def parse_generate(raw: bytes) -> Asked:
     return Asked(
         kind="generate",
         prompt=body.prompt or "",
+        suffix=body.suffix or "",
         system=body.system or "",
         template=body.template or "",
         context=_context(body.context),
@@ -204,9 +213,10 @@ def to_request(asked: Asked, capabilities: tuple[str, ...], has_template: bool) 
     }
     if asked.kind == "chat":
         return ChatRequest(messages=asked.messages, tools=asked.tools, parse=True, **common)
+    if asked.suffix:
+        return ChatRequest(prompt=asked.prompt, suffix=asked.suffix, **{**common, "think": None})
     if asked.raw:
         return ChatRequest(prompt=asked.prompt, **common)
-    common["parse"] = True
     if asked.template:
         texts = {"System": asked.system, "Prompt": asked.prompt, "Response": ""}
         return ChatRequest(prompt=render_go_template(asked.template, texts), **common)
@@ -215,7 +225,7 @@ def to_request(asked: Asked, capabilities: tuple[str, ...], has_template: bool) 
             raise UsageError("system: this model has no chat template, so it takes no system message")
         return ChatRequest(prompt=asked.prompt, **common)
     system = (Message("system", asked.system),) if asked.system else ()
-    return ChatRequest(messages=(*system, Message("user", asked.prompt)), **common)
+    return ChatRequest(messages=(*system, Message("user", asked.prompt)), parse=True, **common)
 
 
 class Reply:
@@ -234,8 +244,9 @@ class Reply:
         self._asked, self._load_s, self._token_bytes, self._now = asked, load_s, token_bytes, now
         self._texts: list[str] = []
         self._thoughts: list[str] = []
-        self._calls = Calls()
-        self._shown_calls: list[dict[str, Any]] = []
+        self._calls: dict[int, list[ToolPiece]] = {}
+        self._whole_calls: list[dict[str, Any]] = []
+        self._n_calls_sent = 0
         self._token_ids: list[int] = []
         self._logprobs: list[dict[str, Any]] = []
         self._n_logprobs_sent = 0
@@ -247,10 +258,10 @@ class Reply:
     def line(self, event: Event) -> bytes:
         """The NDJSON line for an event; nothing for a piece that shows no text yet."""
         if isinstance(event, Finished):
-            return _encode(self._final(event, self._head(self._calls.rest()), [])) + b"\n"
-        calls = self._take(event)
-        fresh = self._logprobs[self._n_logprobs_sent :]
-        if not (event.text or event.thinking or calls or fresh):
+            return _encode(self._final(event, self._head("", "", self._fresh_calls()), [])) + b"\n"
+        self._take(event)
+        fresh, calls = self._logprobs[self._n_logprobs_sent :], self._fresh_calls()
+        if not (event.text or event.thinking or fresh or calls):
             return b""
         self._n_logprobs_sent = len(self._logprobs)
         head = self._head(event.text, event.thinking, calls)
@@ -273,31 +284,36 @@ class Reply:
     def whole(self) -> bytes:
         """The one object of an answer that is not streamed, after all its events."""
         assert self._finished
-        text = "".join((*self._texts, self._calls.rest()))
-        head = self._head(text, "".join(self._thoughts), self._shown_calls)
+        head = self._head("".join(self._texts), "".join(self._thoughts), self._whole_calls)
         return _encode(self._final(self._finished, head, self._logprobs))
 
     def loaded(self, unload: bool) -> bytes:
         """The answer to an empty prompt: the model was loaded, or is being unloaded."""
         return _encode({**self._head(""), "done": True, "done_reason": "unload" if unload else "load"})
 
-    def _take(self, event: Delta) -> list[dict[str, Any]]:
-        """Gathers; the calls that are whole now."""
+    def _take(self, event: Delta) -> None:
         self._texts.append(event.text)
         self._thoughts.append(event.thinking)
-        calls = self._calls.take(event.tool_calls)
-        self._shown_calls += calls
+        for piece in event.tool_calls:
+            pieces = self._calls.setdefault(piece.number, [])
+            pieces.append(piece)
+            if piece.last:
+                self._whole_calls.append(tool_call(pieces))
         self._token_ids += event.token_ids
         self._logprobs += [self._logprob(p) for p in event.logprobs]
-        return calls
 
-    def _head(self, text: str, thinking: str = "", calls: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    def _fresh_calls(self) -> list[dict[str, Any]]:
+        fresh = self._whole_calls[self._n_calls_sent :]
+        self._n_calls_sent = len(self._whole_calls)
+        return fresh
+
+    def _head(self, text: str, thinking: str = "", calls: Sequence[Any] = ()) -> dict[str, Any]:
         created = self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         head: dict[str, Any] = {"model": self._asked.model, "created_at": created}
-        more = {**_maybe("thinking", thinking), **_maybe("tool_calls", calls)}
+        rest = {**_maybe("thinking", thinking), **_maybe("tool_calls", calls)}
         if self._asked.kind == "chat":
-            return {**head, "message": {"role": "assistant", "content": text, **more}}
-        return {**head, "response": text, **more}
+            return {**head, "message": {"role": "assistant", "content": text, **rest}}
+        return {**head, "response": text, **rest}
 
     def _final(self, event: Finished, head: dict[str, Any], logprobs: list[dict[str, Any]]) -> dict[str, Any]:
         body = {**head, "done": True}
@@ -319,28 +335,21 @@ class Reply:
         return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
 
-class Calls:
-    """Calls of tools as Ollama sends them: whole ones, with their arguments as an object (mutable)."""
+def tool_call(pieces: Sequence[ToolPiece]) -> dict[str, Any]:
+    """A call that is whole, in Ollama's shape: its arguments are an object, in the order they were written.
 
-    def __init__(self) -> None:
-        self._open: dict[int, tuple[ToolPiece, list[str]]] = {}
-
-    def take(self, pieces: Iterable[ToolPiece]) -> list[dict[str, Any]]:
-        """The calls that are whole now."""
-        whole = []
-        for piece in pieces:
-            first, texts = self._open.setdefault(piece.number, (piece, []))
-            texts.append(piece.arguments)
-            if piece.last:
-                del self._open[piece.number]
-                arguments = msgspec.json.decode("".join(texts) or "{}")
-                function = {"index": first.number, "name": first.name, "arguments": arguments}
-                whole.append({"id": first.id, "function": function})
-        return whole
-
-    def rest(self) -> str:
-        """What there is of a call that was cut off; it is no object, so it is text."""
-        return "".join(f"{first.name}({''.join(texts)}" for first, texts in self._open.values())
+    Raises Bug for arguments that are no object; who reads calls out of the text sees to it that they are.
+    """
+    text = "".join(piece.arguments for piece in pieces)
+    try:
+        arguments = msgspec.json.decode(text) if text.strip() else {}
+    except msgspec.DecodeError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise Bug("a tool call whose arguments are not a JSON object")
+    name = next((piece.name for piece in pieces if piece.name), "")
+    id = next((piece.id for piece in pieces if piece.id), f"call_{pieces[0].number}")
+    return {"id": id, "function": {"index": pieces[0].number, "name": name, "arguments": arguments}}
 
 
 def durations(metrics: Metrics, load_s: float) -> dict[str, int]:
@@ -382,6 +391,7 @@ def _common(body: Common, warnings: tuple[str, ...]) -> dict[str, Any]:
     return {
         "model": body.model,
         "options": options,
+        "given": {k: v for k, v in (body.options or {}).items() if v is not None},
         "stream": body.stream is not False,
         "keep_alive_s": None if body.keep_alive is None else keep_alive(body.keep_alive),
         "think": body.think,

@@ -13,16 +13,13 @@ from starlette.routing import Route
 
 import kvasir
 from kvasir.api import catalog, ollama, ollama_embed
-from kvasir.api.errors import Fault
 from kvasir.api.house import House, called_by, warned
-from kvasir.api.http import fault_response, json_response, read_body
+from kvasir.api.http import json_response, read_body
 from kvasir.api.names import resolve
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.runner.inspect import describe
 from kvasir.runner.prompt import template_source
 from kvasir.store.names import find
-
-LATER = ("create", "copy", "delete", "pull", "push")  # not served yet
 
 
 def routes(house: House) -> list[Route]:
@@ -42,7 +39,6 @@ def routes(house: House) -> list[Route]:
             house.calling(lambda s: ollama_embed.parse_embeddings(s.body)),
             methods=["POST"],
         ),
-        *(Route(f"/api/{name}", paths.later, methods=["POST", "DELETE"]) for name in LATER),
     ]
 
 
@@ -83,10 +79,10 @@ class Ollama:
 
     async def ps(self, request: Request) -> Response:
         now, house = datetime.now(UTC), self._house
-        names = {target: alias for alias, target in house.aliases.items() if "/" in target}
+        names = {path: alias for alias, path in house.aliases.items() if "/" in path}
         entries = []
         for seat in house.residents.seats():
-            name = names.get(seat.name, seat.name)
+            name = names.get(seat.name, seat.called)
             if seat.model and seat.model.alive:
                 entries.append(catalog.running(called_by(seat.model.info, name), seat.expires or now))
             elif seat.users:
@@ -98,11 +94,8 @@ class Ollama:
         name, verbose = catalog.parse_show(await read_body(request))
         return json_response(await self._house.in_thread(lambda: self._shown(name, verbose)))
 
-    async def later(self, request: Request) -> Response:
-        return fault_response(request.url.path, Fault(501, f"{request.url.path} is not supported yet"))
-
     def _shown(self, name: str, verbose: bool) -> dict[str, Any]:
-        target = resolve(name, self._house.aliases)
-        checkpoint = open_checkpoint(find(target).path)
-        template = template_source(checkpoint) or ""
-        return catalog.shown(called_by(describe(target), name), checkpoint.metadata, template, verbose)
+        file = find(resolve(name, self._house.aliases))
+        checkpoint = open_checkpoint(file.path)
+        template = (file.made and file.made.template) or template_source(checkpoint) or ""
+        return catalog.shown(called_by(describe(file.name), name), checkpoint, template, verbose)

@@ -79,6 +79,11 @@ class Options:
     warnings: tuple[str, ...] = ()
 
 
+def over_defaults(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request wants over what the model's own parameters say; those without effect are left out."""
+    return {**{k: v for k, v in parameters.items() if k not in IDLE}, **given}
+
+
 def parse_options(given: Mapping[str, Any]) -> Options:
     """The wishes in `given` over Ollama's defaults; null is as if the option were not there.
 

@@ -11,7 +11,9 @@ from math import inf, isinf
 from time import monotonic, perf_counter
 from typing import Protocol, TypeVar
 
+from kvasir.api.dressed import dressed
 from kvasir.api.loaded import Answer, Loaded
+from kvasir.api.names import Target
 from kvasir.errors import Busy, CapacityError, KvasirError
 from kvasir.settings import MAX_REQUESTS
 
@@ -44,6 +46,7 @@ class Seat:
 
     name: str
     keep_s: float
+    called: str = ""  # by who asked for it first
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     model: Loaded | None = None
     users: int = 0
@@ -94,8 +97,8 @@ class Residents:
         self._waiting: list[asyncio.Future[None]] = []
 
     @asynccontextmanager
-    async def use(self, name: str, keep_s: float | None = None) -> AsyncIterator[Held]:
-        """The model called `name`, loaded if need be, not freed meanwhile.
+    async def use(self, target: Target | str, keep_s: float | None = None) -> AsyncIterator[Held]:
+        """The model that is meant, loaded if need be, not freed meanwhile.
 
         `keep_s` changes how long it stays afterwards; None leaves that as it is.  Raises what loading raises,
         Busy when too many wait already, and CapacityError for a model over the budget.
@@ -105,10 +108,11 @@ class Residents:
             raise Busy(f"{self._max_requests} requests are being answered or wait", hint="try again later")
         self.n_requests += 1
         try:
-            seat = await self._seat(name)
+            target = target if isinstance(target, Target) else Target(target, target)
+            seat = await self._seat(target)
             try:
                 model = await self._model(seat)
-                yield Held(model, perf_counter() - start)
+                yield Held(dressed(target.name, model, target.made), perf_counter() - start)
                 seat.keep_s = seat.keep_s if keep_s is None else keep_s
             finally:
                 seat.users -= 1
@@ -117,9 +121,9 @@ class Residents:
         finally:
             self.n_requests -= 1
 
-    async def free(self, name: str) -> None:
-        """Frees the model called `name` as soon as nobody uses it."""
-        if seat := self._seats.get(name):
+    async def free(self, target: Target | str) -> None:
+        """Frees the model as soon as nobody uses it."""
+        if seat := self._seats.get(target.load if isinstance(target, Target) else target):
             seat.keep_s = 0
             if seat.users == 0:
                 self._leave(seat)
@@ -135,9 +139,10 @@ class Residents:
         known = (s for s in self._seats.values() if s.model or s.users)
         return sorted(known, key=lambda s: s.expires or far, reverse=True)
 
-    async def _seat(self, name: str) -> Seat:
+    async def _seat(self, target: Target) -> Seat:
         """A seat with one user more."""
-        while (seat := self._seats.setdefault(name, Seat(name, self._keep_s))).leaving:
+        fresh = Seat(target.load, self._keep_s, target.name)
+        while (seat := self._seats.setdefault(target.load, fresh)).leaving:
             await self._wait()
         seat.users += 1
         seat.used_at = monotonic()

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kvasir.api import ollama_routes
+from kvasir.api import ollama_routes, ollama_store
 from kvasir.api.anthropic import routes as anthropic
 from kvasir.api.drain import Draining
 from kvasir.api.gate import Doors
@@ -51,7 +51,7 @@ class Patient(H11Protocol):
 
 def application(house: House) -> ASGIApp:
     """The ASGI application of a house."""
-    routes = [*ollama_routes.routes(house), *anthropic.routes(house)]
+    routes = [*ollama_routes.routes(house), *ollama_store.routes(house), *anthropic.routes(house)]
     handlers: dict[Any, Any] = {
         KvasirError: on_kvasir_error,
         HTTPException: on_http_error,

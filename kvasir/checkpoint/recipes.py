@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,6 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 Index = slice | Indices
-T = TypeVar("T")
 
 PLAIN = (F32, F16, BF16)
 log = logging.getLogger("kvasir")
@@ -256,7 +254,7 @@ LEFTOVERS = re.compile(
 )
 
 
-def bare(tensors: Mapping[str, T]) -> dict[str, T]:
+def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Safetensors' names without the prefix of the module that holds the decoder."""
     names = {}
     for name, t in tensors.items():

@@ -129,6 +129,10 @@ def _alias(text: str) -> tuple[str, str]:
     name, equals, model = text.partition("=")
     if not (name and equals and model):
         raise UsageError(f"--alias {text[:60]!r}: write NAME=MODEL")
-    path = find(model).path.resolve()
-    known = (file.name for file in listing() if file.path.resolve() == path)
+    file = find(model)
+    if file.made:
+        return name, file.name
+    known = (
+        each.name for each in listing() if not each.manifest and each.path.resolve() == file.path.resolve()
+    )
     return name, next(known, model)  # under its own name, so that it is not loaded twice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import prod
@@ -13,7 +14,10 @@ from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.models import build
 from kvasir.plan import Plan
 from kvasir.runner.prompt import template_source
+from kvasir.store.made import Made, manifest_digest
 from kvasir.store.names import ModelFile, find
+from kvasir.text.gotemplate import jinja_of
+from kvasir.text.infill import has_marks
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class ModelInfo:
     modified: datetime
     digest: str
     license: str
-    capabilities: tuple[str, ...]  # of completion, embedding, tools, thinking
+    capabilities: tuple[str, ...]  # of completion, embedding, tools, thinking, insert
+    made: Made | None = None  # what a model that was made of another adds to it
 
     @property
     def parameter_size(self) -> str:
@@ -57,13 +62,16 @@ def info(file: ModelFile, checkpoint: Checkpoint, plan: Plan) -> ModelInfo:
     for tensor in checkpoint.tensors.values():
         weights[tensor.format.name] += prod(tensor.shape)
     stat = file.path.stat()
-    template = template_source(checkpoint) or ""
+    made = file.made
+    template = jinja_of(made.template) if made and made.template else template_source(checkpoint) or ""
     embedding = plan.output is not None and plan.output.rows == "N"
     capabilities = ["embedding" if embedding else "completion"]
     if not embedding and "tools" in template:
         capabilities.append("tools")
     if not embedding and ("enable_thinking" in template or "<think>" in template):
         capabilities.append("thinking")
+    if not embedding and has_marks(_spellings(checkpoint)):
+        capabilities.append("insert")
     return ModelInfo(
         name=file.name,
         path=file.path,
@@ -74,11 +82,24 @@ def info(file: ModelFile, checkpoint: Checkpoint, plan: Plan) -> ModelInfo:
         context=plan.context,
         embedding_length=next(op.out.width for op in plan.ops),
         size_bytes=sum(t.n_bytes for t in checkpoint.tensors.values()),
-        modified=datetime.fromtimestamp(stat.st_mtime, UTC),
-        digest=_digest(file.path, stat.st_size, stat.st_mtime_ns, checkpoint),
-        license=str(checkpoint.metadata.get("general.license", "")),
+        modified=datetime.fromtimestamp((file.manifest or file.path).stat().st_mtime, UTC),
+        digest=manifest_digest(file.manifest)
+        if file.manifest
+        else _digest(file.path, stat.st_size, stat.st_mtime_ns, checkpoint),
+        license="\n".join(made.license if made else ())
+        or str(checkpoint.metadata.get("general.license", "")),
         capabilities=tuple(capabilities),
+        made=made,
     )
+
+
+def _spellings(checkpoint: Checkpoint) -> Container[str]:
+    """The spellings of tokens that a file lists; of a folder, those of its special tokens."""
+    listed = checkpoint.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(listed, Sequence) and not isinstance(listed, str):
+        return frozenset(str(token) for token in listed)
+    settings = checkpoint.folder.get("tokenizer_config.json")
+    return settings.read_text("utf-8", "replace") if settings else ""
 
 
 def _digest(path: Path, size: int, changed_ns: int, checkpoint: Checkpoint) -> str:

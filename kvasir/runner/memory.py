@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
+
+from kvasir.store.files import parts
 
 SHARE = 0.85  # of the machine's memory: the rest is for everybody else
 PROCESS_BYTES = 64 << 20  # of a model's process, before any weight
 CACHE_SHARE = 0.1  # of the weights: what a few answers under way take; the cache grows as they do
-PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
-WEIGHTS = (".safetensors", ".gguf")
 
 
 def machine_bytes(root: Path = Path("/")) -> int:
@@ -35,17 +34,3 @@ def expected_bytes(path: Path) -> int:
     """What the model at `path` will take, from the sizes of its files alone."""
     weights = sum(part.stat().st_size for part in parts(path) if part.is_file())
     return int(weights * (1 + CACHE_SHARE)) + PROCESS_BYTES
-
-
-def parts(path: Path) -> list[Path]:
-    """The files with the weights of the model at `path`."""
-    if path.is_dir():
-        return [p for p in path.iterdir() if p.suffix in WEIGHTS]
-    if match := PART.search(path.name):
-        return sorted(path.parent.glob(f"{_escaped(path.name[: match.start()])}-?????-of-{match[1]}.gguf"))
-    return [path]
-
-
-def _escaped(name: str) -> str:
-    """`name` as a pattern of glob that only it matches."""
-    return re.sub(r"([*?[])", r"[\1]", name)

@@ -37,6 +37,7 @@ class Tokenizer:
         self.eos_id = vocab.eos_id
         self.eos_ids = vocab.eos_ids
         self.strips_space = vocab.strips_space
+        self.adds_bos = vocab.bos_id in vocab.prefix
         self.n_suffix = len(vocab.suffix)  # tokens that stand behind every text: SEP, or none
 
     @classmethod

@@ -78,7 +78,7 @@ def test_a_load_that_fails_leaves_no_process(monkeypatch: pytest.MonkeyPatch) ->
     prompter.template.warm()
     worker = prompter.template._worker
     assert worker is not None
-    monkeypatch.setattr(runner, "find", lambda name: SimpleNamespace(path=Path("x")))
+    monkeypatch.setattr(runner, "find", lambda name: SimpleNamespace(path=Path("x"), made=None))
     monkeypatch.setattr(runner, "open_checkpoint", lambda path: None)
     monkeypatch.setattr(runner, "build", lambda checkpoint, context: (program("llama").plan, {}))
     monkeypatch.setattr(runner.Prompter, "of", lambda checkpoint: prompter)

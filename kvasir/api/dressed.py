@@ -1,0 +1,33 @@
+"""A model made of another, while the other does its work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+from kvasir.api.loaded import Answer, Loaded
+from kvasir.chat import ChatRequest
+from kvasir.store.made import Made
+
+
+class Dressed:
+    """A loaded model under another name: requests get what the name adds; for the rest it is `model`."""
+
+    def __init__(self, name: str, model: Loaded, made: Made):
+        self._model, self._made = model, made
+        told = "\n".join(made.license) or model.info.license
+        self.info = replace(model.info, name=name, license=told, made=made)
+
+    def submit(self, request: ChatRequest) -> Answer:
+        return self._model.submit(self._made.applied(request))
+
+    def tokenize(self, request: ChatRequest) -> list[int]:
+        return self._model.tokenize(self._made.applied(request))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def dressed(name: str, model: Loaded, made: Made | None) -> Loaded:
+    """`model` as `name`; itself, when that adds nothing."""
+    return cast(Loaded, Dressed(name, model, made)) if made else model
