@@ -19,6 +19,7 @@
 #include <unistd.h>
 #endif
 
+#include "adapt.h"
 #include "attend.h"
 #include "bpe.h"
 #include "decode.h"
@@ -348,6 +349,8 @@ class PythonOp : public Op {
     Value out_;
 };
 
+using Tables = std::vector<std::shared_ptr<Adapted>>;
+
 // A Program as it is built, op by op, in plan order. Each method returns the index of the op it added last.
 class Builder {
    public:
@@ -395,14 +398,16 @@ class Builder {
         if (!prepared_.count({x.id, activation_of(format_named(format))})) put(prepare_rows(room(x, activation_of(format_named(format)), slot)));
     }
 
-    int products(Value x, const std::vector<Matrix>& w, const std::vector<Vector>& biases, const std::vector<Value>& outs) {
-        return put(kvasir::products(parts_of(x, w, biases, outs)));
+    // `adapted`: what adapters add to each; none where they never do.
+    int products(Value x, const std::vector<Matrix>& w, const std::vector<Vector>& biases, const std::vector<Value>& outs,
+                 const Tables& adapted) {
+        return put(kvasir::products(parts_of(x, w, biases, outs, adapted)));
     }
 
     // `formats`: of the products that read `out`; they find it prepared.
     int gated(Value x, const std::vector<Matrix>& w, const std::vector<Vector>& biases, const std::vector<Value>& outs,
-              const std::string& fn, float limit, const std::vector<std::string>& formats, int slot) {
-        auto parts = parts_of(x, w, biases, outs);
+              const std::string& fn, float limit, const std::vector<std::string>& formats, int slot, const Tables& adapted) {
+        auto parts = parts_of(x, w, biases, outs, adapted);
         Gated g{parts.at(0), parts.at(1), activated_from_name(fn), limit, outs.at(2), {}};
         for (const std::string& f : formats)
             if (!prepared_.count({g.out.id, activation_of(format_named(f))})) g.ready.push_back(room(g.out, activation_of(format_named(f)), slot));
@@ -434,10 +439,16 @@ class Builder {
 
    private:
     std::vector<Part> parts_of(const Value& x, const std::vector<Matrix>& w, const std::vector<Vector>& biases,
-                               const std::vector<Value>& outs) const {
+                               const std::vector<Value>& outs, const Tables& adapted) {
+        std::shared_ptr<Shrunk> low;
+        if (!adapted.empty()) {
+            low = std::make_shared<Shrunk>();
+            low->x = x, low->products = adapted;
+            put(shrink(low));
+        }
         std::vector<Part> parts;
         for (size_t i = 0; i < w.size(); i++)
-            parts.push_back({prepared_.at({x.id, w[i].activation()}), w[i], floats_of(biases.at(i)), outs.at(i)});
+            parts.push_back({prepared_.at({x.id, w[i].activation()}), w[i], floats_of(biases.at(i)), outs.at(i), low, i});
         return parts;
     }
 
@@ -458,15 +469,17 @@ class Builder {
 };
 
 Batch batch_of(const Flat<int32_t>& tokens, const Flat<int32_t>& positions, const Flat<int32_t>& starts, const Rows<int32_t>& blocks,
-               const Flat<int32_t>& slots, const Flat<int32_t>& logit_rows) {
+               const Flat<int32_t>& slots, const Flat<int32_t>& logit_rows, const std::optional<Flat<int32_t>>& adapters) {
     auto size = [](const auto& a) { return static_cast<int64_t>(a.size()); };
     return {tokens.data(), positions.data(), starts.data(), blocks.data(), slots.data(), logit_rows.data(),
-            size(tokens), size(starts) - 1, static_cast<int64_t>(blocks.shape(1)), size(logit_rows)};
+            size(tokens), size(starts) - 1, static_cast<int64_t>(blocks.shape(1)), size(logit_rows),
+            adapters && adapters->size() ? adapters->data() : nullptr};
 }
 
-bool fits(const Flat<int32_t>& positions, const Flat<int32_t>& slots, const Rows<int32_t>& blocks, const Batch& b) {
+bool fits(const Flat<int32_t>& positions, const Flat<int32_t>& slots, const Rows<int32_t>& blocks,
+          const std::optional<Flat<int32_t>>& adapters, const Batch& b) {
     return static_cast<int64_t>(positions.size()) == b.T && static_cast<int64_t>(slots.size()) == b.N &&
-           static_cast<int64_t>(blocks.shape(0)) == b.N;
+           static_cast<int64_t>(blocks.shape(0)) == b.N && (!b.adapters || static_cast<int64_t>(adapters->size()) == b.N);
 }
 
 void bind_program(nb::module_& m) {
@@ -478,8 +491,9 @@ void bind_program(nb::module_& m) {
         .def("open", &Builder::open)
         .def("close", &Builder::close)
         .def("prepare", &Builder::prepare, "x"_a, "format"_a, "slot"_a)
-        .def("products", &Builder::products, "x"_a, "matrices"_a, "biases"_a, "outs"_a)
-        .def("gated", &Builder::gated, "x"_a, "matrices"_a, "biases"_a, "outs"_a, "fn"_a, "limit"_a, "formats"_a, "slot"_a)
+        .def("products", &Builder::products, "x"_a, "matrices"_a, "biases"_a, "outs"_a, "adapted"_a = Tables{})
+        .def("gated", &Builder::gated, "x"_a, "matrices"_a, "biases"_a, "outs"_a, "fn"_a, "limit"_a, "formats"_a, "slot"_a,
+             "adapted"_a = Tables{})
         .def("take", [](Builder& b, Value x, Value out) { return b.put(take(x, out)); })
         .def("pool", [](Builder& b, Value x, const std::string& how, Value out) { return b.put(pool_rows(x, how, out)); })
         .def("add", [](Builder& b, Value x, Value y, Value out) { return b.put(add(x, y, out)); })
@@ -523,12 +537,14 @@ void bind_program(nb::module_& m) {
         })
         // What is wrong with the batch, or "" after the step.
         .def("step", [](Builder& b, Flat<int32_t> tokens, Flat<int32_t> positions, Flat<int32_t> starts, Rows<int32_t> blocks,
-                        Flat<int32_t> slots, Flat<int32_t> logit_rows, OutRows output, std::optional<nb::callable> seen) {
-            Batch batch = batch_of(tokens, positions, starts, blocks, slots, logit_rows);
-            std::string fault = fits(positions, slots, blocks, batch) ? b.fault(batch) : "its arrays do not fit together";
+                        Flat<int32_t> slots, Flat<int32_t> logit_rows, OutRows output, std::optional<nb::callable> seen,
+                        std::optional<Flat<int32_t>> adapters) {
+            Batch batch = batch_of(tokens, positions, starts, blocks, slots, logit_rows, adapters);
+            std::string fault = fits(positions, slots, blocks, adapters, batch) ? b.fault(batch) : "its arrays do not fit together";
             if (fault.empty()) b.step(batch, output.data(), seen);
             return fault;
-        }, "tokens"_a, "positions"_a, "starts"_a, "blocks"_a, "slots"_a, "logit_rows"_a, "output"_a, "seen"_a.none() = nb::none())
+        }, "tokens"_a, "positions"_a, "starts"_a, "blocks"_a, "slots"_a, "logit_rows"_a, "output"_a, "seen"_a.none() = nb::none(),
+           "adapters"_a.none() = nb::none())
         .def("value", &Builder::value)
         .def_prop_rw("timed", [](Builder& b) { return b.program().timed; }, [](Builder& b, bool on) { b.program().timed = on; })
         .def_prop_ro("seconds", [](Builder& b) { return b.program().seconds; })
@@ -561,6 +577,11 @@ NB_MODULE(KVASIR_MODULE, m) {
         .def_prop_ro("shape", [](const Matrix& w) { return nb::make_tuple(w.rows, w.width); })
         .def_prop_ro("n_bytes", &Matrix::bytes)
         .def_prop_ro("packed", &packed_bytes);
+    nb::class_<Adapted>(m, "Adapted")
+        .def(nb::init<int64_t, int64_t>(), "rows"_a, "width"_a)
+        .def("put", [](Adapted& all, int64_t at, Matrix a, Matrix b, float scale) { all.put(at, {std::move(a), std::move(b), scale}); },
+             "at"_a, "a"_a, "b"_a, "scale"_a)
+        .def("drop", &Adapted::drop, "at"_a);
     nb::class_<Cache>(m, "Cache").def("__init__", [](Cache* c, const std::string& format, int kv_heads, int64_t k_width, int64_t v_width, int64_t n_blocks) {
         new (c) Cache(kv_format_from_name(format), kv_heads, k_width, v_width);
         c->reserve(n_blocks);

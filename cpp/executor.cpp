@@ -215,6 +215,7 @@ std::string Program::fault(const Batch& b) const {
                 if (i >= b.positions[first] / kBlock) written.push_back(block);
             }
         }
+        if (b.adapters && b.adapters[n] < -1) return name("adapters", n, b.adapters[n]);
         if (limits_.slots) {
             if (b.slots[n] < 0 || b.slots[n] >= limits_.n_slots) return name("slots", n, b.slots[n]);
             slots.push_back(b.slots[n]);
@@ -249,7 +250,27 @@ void Program::prepare(const Batch& b, float* output) {
     }
     now_.arena[3] = output;
     now_.rows[3] = rows[output_rows_];
+    find_adapted();
     for (auto& op : ops_) op->begin(now_);
+}
+
+void Program::find_adapted() {
+    for (auto& stretches : now_.adapted) stretches.clear();
+    if (!now_.adapters) return;
+    auto put = [this](int base, int64_t row, int32_t n) {
+        auto& all = now_.adapted[base];
+        const int32_t adapter = now_.adapters[n];
+        if (adapter < 0) return;
+        if (!all.empty() && all.back().adapter == adapter && all.back().row + all.back().rows == row) {
+            all.back().rows++;
+        } else {
+            all.push_back({adapter, row, 1});
+        }
+    };
+    for (int64_t t = 0; t < now_.T; t++) put(0, t, now_.sequence[static_cast<size_t>(t)]);
+    for (int64_t r = 0; r < now_.R; r++) put(1, r, now_.sequence[static_cast<size_t>(now_.logit_rows[r])]);
+    for (int64_t n = 0; n < now_.N; n++) put(2, n, static_cast<int32_t>(n));
+    now_.adapted[3] = now_.adapted[output_rows_];
 }
 
 void Program::add(std::unique_ptr<Op> op) {

@@ -35,12 +35,20 @@ struct Value {
 struct Batch {
     const int32_t *tokens, *positions, *starts, *blocks, *slots, *logit_rows;
     int64_t T, N, B, R;
+    const int32_t* adapters = nullptr;  // null: no sequence has one
+};
+
+// Rows side by side whose sequences have one adapter.
+struct Stretch {
+    int32_t adapter;
+    int64_t row, rows;
 };
 
 // A batch with what ops derive from it, and where the values of this step lie.
 struct Step : Batch {
     std::vector<int32_t> sequence;      // [T]    the sequence of a row
     std::vector<int32_t> fresh_blocks;  // [N+1]  first block of a sequence in a cache that lives for this step
+    std::vector<Stretch> adapted[kBases];  // of each kind of rows, in order; rows without an adapter are in none
     float* arena[kBases] = {};
     int64_t rows[kBases] = {};
     int threads = 1;
@@ -126,6 +134,7 @@ class Program {
 
    private:
     void prepare(const Batch& b, float* output);
+    void find_adapted();
 
     std::shared_ptr<Pool> pool_;
     std::vector<int64_t> widths_;  // floats a row in the arenas of T, R and N

@@ -47,6 +47,7 @@ class PrepareOp : public Op {
 void multiply_part(const Step& s, const Part& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
     multiply(p.w, p.x->row(row), p.x->stride(), rows, s.at(p.out, row), p.out.stride, p.bias ? p.bias->data() : nullptr,
              begin * kPanel, std::min(end * kPanel, p.w.rows));
+    if (p.low) expand(s, *p.low, p.which, p.out, row, rows, begin * kPanel, std::min(end * kPanel, p.w.rows));
 }
 
 Span panels_from(const Matrix& w, int64_t panel) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "adapt.h"
 #include "executor.h"
 #include "ops.h"
 
@@ -24,12 +25,14 @@ struct Prepared {
 };
 std::unique_ptr<Op> prepare_rows(std::shared_ptr<Prepared> p);
 
-// y = x W^T + b
+// y = x W^T + b, and what the adapters of rows add, where any can: `low` is shrunk before, and this is its product `which`
 struct Part {
     std::shared_ptr<Prepared> x;
     Matrix w;
     Floats bias;
     Value out;
+    std::shared_ptr<Shrunk> low = nullptr;
+    size_t which = 0;
 };
 std::unique_ptr<Op> products(std::vector<Part> parts);  // of the same rows
 

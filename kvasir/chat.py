@@ -44,7 +44,9 @@ class ChatRequest:
     Requests of one `tenant` share what is computed of their prompts; others never see it.  Higher `priority`
     is let in first.  With `parse` the answer comes in its parts, thoughts, text and calls of tools, as the
     model's family marks them; else it is the text that the model writes.  `tool_choice`: "auto", "none",
-    "required" (some tool must be called), or the name of the tool that must be.
+    "required" (some tool must be called), or the name of the tool that must be.  `template_values`: further
+    variables for the template.  The answer opens a turn, unless `opens_turn` is False; with `continues` it
+    goes on with the last message, which the template leaves open.
     """
 
     params: SamplingParams
@@ -62,6 +64,9 @@ class ChatRequest:
     truncate: bool = False
     tenant: str = ""
     priority: int = 0
+    template_values: Mapping[str, Any] = field(default_factory=dict)
+    opens_turn: bool = True
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,3 +159,11 @@ class Embedding:
     values: list[float]
     n_tokens: int
     n_truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Tokens as text (without the model's markers), and the bytes of each."""
+
+    text: str
+    pieces: tuple[bytes, ...]

@@ -48,13 +48,16 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    logprob_token_ids: Sequence[int] = ()  # with logprobs: told of these tokens too, after the likeliest
     prompt_logprobs: int | None = None  # for each token of the prompt, as logprobs for those of the answer
+    allowed_token_ids: Sequence[int] = ()  # no others are chosen; empty: all may be
     structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stops)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in ID_LISTS:
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         object.__setattr__(self, "top_k", max(self.top_k, 0) if _is_int(self.top_k) else self.top_k)
         for name, low, high, whole in RANGES:
             value = getattr(self, name)
@@ -66,8 +69,11 @@ class SamplingParams:
                 raise UsageError(f"{name} must be between {low} and {high}, got {value!r}")
         if not all(isinstance(s, str) and s for s in stops):
             raise UsageError("stop must hold texts that are not empty")
-        if not all(_is_int(t) and t >= 0 for t in self.stop_token_ids):
-            raise UsageError("stop_token_ids must hold token ids (integers from 0)")
+        for name in ID_LISTS:
+            if not all(_is_int(t) and t >= 0 for t in getattr(self, name)):
+                raise UsageError(f"{name} must hold token ids (integers from 0)")
+        if self.allowed_token_ids and self.structured_outputs:
+            raise UsageError("allowed_token_ids and structured_outputs cannot both hold an answer")
         if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
             raise UsageError("structured_outputs must be a StructuredOutputsParams")
         for token, bias in self.logit_bias.items():
@@ -87,6 +93,7 @@ class SamplingParams:
         return self.structured_outputs.constraint if self.structured_outputs else None
 
 
+ID_LISTS = ("stop_token_ids", "logprob_token_ids", "allowed_token_ids")
 RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("n", 1, 128, True),
     ("temperature", 0, 100, False),

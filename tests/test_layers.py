@@ -17,7 +17,7 @@ LAYERS = (
     ("structured", "native"),
     ("plan", "quant", "sampling"),
     ("chat",),
-    ("text", "store", "checkpoint"),
+    ("text", "parsers", "store", "checkpoint"),
     ("models", "grammar"),
     ("backends",),
     ("engine",),

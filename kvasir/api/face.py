@@ -85,7 +85,9 @@ class Asked(Protocol):
         """The requests to this model.  Raises UsageError for what it cannot do, by name of the field."""
         ...
 
-    def reply(self, model: Loaded, load_s: float) -> Reply: ...
+    def reply(self, model: Loaded, load_s: float) -> Reply:
+        """What writes the answer.  As `requests`: in a thread, so both may wait for the model."""
+        ...
 
 
 class Called(Protocol):

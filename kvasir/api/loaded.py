@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from kvasir.chat import ChatRequest, Embedding, Event
+from kvasir.chat import ChatRequest, Embedding, Event, Spelled
 from kvasir.runner.inspect import ModelInfo
 
 
@@ -53,4 +53,8 @@ class Loaded(Protocol):
         Raises UsageError for a model that gives none, for an empty input, and for one over the context unless
         `truncate`.
         """
+        ...
+
+    def spell(self, token_ids: Sequence[int]) -> Spelled:
+        """Token ids as text; waits, so call it in a thread.  Raises UsageError for unknown ids."""
         ...

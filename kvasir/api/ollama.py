@@ -5,7 +5,7 @@ No HTTP here and no model: the wire format alone.  Source: Ollama's API types (a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from kvasir.chat import (
     ToolPiece,
 )
 from kvasir.durations import keep_alive_s
-from kvasir.errors import Bug, KvasirError, UsageError
+from kvasir.errors import KvasirError, UsageError
 from kvasir.sampling import SamplingParams
 from kvasir.structured import StructuredOutputsParams, ollamas
 
@@ -217,6 +217,7 @@ def to_request(asked: Asked, capabilities: tuple[str, ...], has_template: bool) 
         return ChatRequest(prompt=asked.prompt, suffix=asked.suffix, **{**common, "think": None})
     if asked.raw:
         return ChatRequest(prompt=asked.prompt, **common)
+    common["parse"] = True
     if asked.template:
         texts = {"System": asked.system, "Prompt": asked.prompt, "Response": ""}
         return ChatRequest(prompt=render_go_template(asked.template, texts), **common)
@@ -244,9 +245,8 @@ class Reply:
         self._asked, self._load_s, self._token_bytes, self._now = asked, load_s, token_bytes, now
         self._texts: list[str] = []
         self._thoughts: list[str] = []
-        self._calls: dict[int, list[ToolPiece]] = {}
-        self._whole_calls: list[dict[str, Any]] = []
-        self._n_calls_sent = 0
+        self._calls = Calls()
+        self._shown_calls: list[dict[str, Any]] = []
         self._token_ids: list[int] = []
         self._logprobs: list[dict[str, Any]] = []
         self._n_logprobs_sent = 0
@@ -258,10 +258,10 @@ class Reply:
     def line(self, event: Event) -> bytes:
         """The NDJSON line for an event; nothing for a piece that shows no text yet."""
         if isinstance(event, Finished):
-            return _encode(self._final(event, self._head("", "", self._fresh_calls()), [])) + b"\n"
-        self._take(event)
-        fresh, calls = self._logprobs[self._n_logprobs_sent :], self._fresh_calls()
-        if not (event.text or event.thinking or fresh or calls):
+            return _encode(self._final(event, self._head(self._calls.rest()), [])) + b"\n"
+        calls = self._take(event)
+        fresh = self._logprobs[self._n_logprobs_sent :]
+        if not (event.text or event.thinking or calls or fresh):
             return b""
         self._n_logprobs_sent = len(self._logprobs)
         head = self._head(event.text, event.thinking, calls)
@@ -284,36 +284,31 @@ class Reply:
     def whole(self) -> bytes:
         """The one object of an answer that is not streamed, after all its events."""
         assert self._finished
-        head = self._head("".join(self._texts), "".join(self._thoughts), self._whole_calls)
+        text = "".join((*self._texts, self._calls.rest()))
+        head = self._head(text, "".join(self._thoughts), self._shown_calls)
         return _encode(self._final(self._finished, head, self._logprobs))
 
     def loaded(self, unload: bool) -> bytes:
         """The answer to an empty prompt: the model was loaded, or is being unloaded."""
         return _encode({**self._head(""), "done": True, "done_reason": "unload" if unload else "load"})
 
-    def _take(self, event: Delta) -> None:
+    def _take(self, event: Delta) -> list[dict[str, Any]]:
+        """Gathers; the calls that are whole now."""
         self._texts.append(event.text)
         self._thoughts.append(event.thinking)
-        for piece in event.tool_calls:
-            pieces = self._calls.setdefault(piece.number, [])
-            pieces.append(piece)
-            if piece.last:
-                self._whole_calls.append(tool_call(pieces))
+        calls = self._calls.take(event.tool_calls)
+        self._shown_calls += calls
         self._token_ids += event.token_ids
         self._logprobs += [self._logprob(p) for p in event.logprobs]
+        return calls
 
-    def _fresh_calls(self) -> list[dict[str, Any]]:
-        fresh = self._whole_calls[self._n_calls_sent :]
-        self._n_calls_sent = len(self._whole_calls)
-        return fresh
-
-    def _head(self, text: str, thinking: str = "", calls: Sequence[Any] = ()) -> dict[str, Any]:
+    def _head(self, text: str, thinking: str = "", calls: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         created = self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         head: dict[str, Any] = {"model": self._asked.model, "created_at": created}
-        rest = {**_maybe("thinking", thinking), **_maybe("tool_calls", calls)}
+        more = {**_maybe("thinking", thinking), **_maybe("tool_calls", calls)}
         if self._asked.kind == "chat":
-            return {**head, "message": {"role": "assistant", "content": text, **rest}}
-        return {**head, "response": text, **rest}
+            return {**head, "message": {"role": "assistant", "content": text, **more}}
+        return {**head, "response": text, **more}
 
     def _final(self, event: Finished, head: dict[str, Any], logprobs: list[dict[str, Any]]) -> dict[str, Any]:
         body = {**head, "done": True}
@@ -335,21 +330,28 @@ class Reply:
         return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
 
-def tool_call(pieces: Sequence[ToolPiece]) -> dict[str, Any]:
-    """A call that is whole, in Ollama's shape: its arguments are an object, in the order they were written.
+class Calls:
+    """Calls of tools as Ollama sends them: whole ones, with their arguments as an object (mutable)."""
 
-    Raises Bug for arguments that are no object; who reads calls out of the text sees to it that they are.
-    """
-    text = "".join(piece.arguments for piece in pieces)
-    try:
-        arguments = msgspec.json.decode(text) if text.strip() else {}
-    except msgspec.DecodeError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise Bug("a tool call whose arguments are not a JSON object")
-    name = next((piece.name for piece in pieces if piece.name), "")
-    id = next((piece.id for piece in pieces if piece.id), f"call_{pieces[0].number}")
-    return {"id": id, "function": {"index": pieces[0].number, "name": name, "arguments": arguments}}
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[ToolPiece, list[str]]] = {}
+
+    def take(self, pieces: Iterable[ToolPiece]) -> list[dict[str, Any]]:
+        """The calls that are whole now."""
+        whole = []
+        for piece in pieces:
+            first, texts = self._open.setdefault(piece.number, (piece, []))
+            texts.append(piece.arguments)
+            if piece.last:
+                del self._open[piece.number]
+                arguments = msgspec.json.decode("".join(texts) or "{}")
+                function = {"index": first.number, "name": first.name, "arguments": arguments}
+                whole.append({"id": first.id, "function": function})
+        return whole
+
+    def rest(self) -> str:
+        """What there is of a call that was cut off; it is no object, so it is text."""
+        return "".join(f"{first.name}({''.join(texts)}" for first, texts in self._open.values())
 
 
 def durations(metrics: Metrics, load_s: float) -> dict[str, int]:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from kvasir.api.errors import public
 from kvasir.api.face import Asked, Reply
 from kvasir.api.http import until_gone
-from kvasir.api.loaded import Answer, Loaded
+from kvasir.api.loaded import Answer
 from kvasir.api.merge import Merged
 from kvasir.api.names import Target
 from kvasir.api.residents import Held, InThread, Residents
@@ -57,30 +57,28 @@ class Streaming(Response):
 
     async def _work(self, send: Send) -> None:
         async with self._residents.use(self._target, self._asked.keep_alive_s) as held:
-            answer, self._truncates = await self._submitted(held)
+            answer, reply, self._truncates = await self._submitted(held)
             self._residents.answers.add(answer)
             try:
-                await (self._stream if self._asked.stream else self._whole)(held, answer, send)
+                await (self._stream if self._asked.stream else self._whole)(reply, answer, send)
             finally:
                 self._residents.answers.discard(answer)
                 answer.cancel()
 
-    async def _submitted(self, held: Held) -> tuple[Answer, bool]:
+    async def _submitted(self, held: Held) -> tuple[Answer, Reply, bool]:
         """What `submit` gives.  Checking the requests takes time (a template is rendered, a schema
         compiled); if the client leaves meanwhile, what comes of it is cancelled.
         """
-        checking = asyncio.ensure_future(
-            self._in_thread(lambda: submit(self._asked, held.model, self._tenant))
-        )
+        checking = asyncio.ensure_future(self._in_thread(lambda: submit(self._asked, held, self._tenant)))
         try:
             return await asyncio.shield(checking)
         except asyncio.CancelledError:
             checking.add_done_callback(forget)
             raise
 
-    async def _stream(self, held: Held, answer: Answer, send: Send) -> None:
+    async def _stream(self, reply: Reply, answer: Answer, send: Send) -> None:
         """What each event adds.  An error before the first has a status; a later one is told there."""
-        reply, started = self._reply(held), False
+        started = False
 
         async def put(data: bytes) -> None:
             nonlocal started
@@ -103,8 +101,7 @@ class Streaming(Response):
             await self._start(send, answer)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _whole(self, held: Held, answer: Answer, send: Send) -> None:
-        reply = self._reply(held)
+    async def _whole(self, reply: Reply, answer: Answer, send: Send) -> None:
         async for event in answer:
             reply.take(complete(event))
         body = reply.whole()
@@ -117,26 +114,25 @@ class Streaming(Response):
             self.headers["x-kvasir-truncated"] = str(answer.n_truncated)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
-    def _reply(self, held: Held) -> Reply:
-        return self._asked.reply(held.model, held.load_s)
 
-
-def submit(asked: Asked, model: Loaded, tenant: str = "") -> tuple[Answer, bool]:
-    """Hands the requests to the model, all or none: their answer, and whether a prompt may be cut for it.
+def submit(asked: Asked, held: Held, tenant: str = "") -> tuple[Answer, Reply, bool]:
+    """Hands the requests to the model, all or none: their answer, what writes it, and whether a prompt may be
+    cut for it.
 
     Raises UsageError and CapacityError.  Takes time, so: in a thread.
     """
-    requests = asked.requests(model)
+    requests, reply = asked.requests(held.model), asked.reply(held.model, held.load_s)
     answers: list[Answer] = []
     try:
         for request in requests:
-            answers.append(model.submit(replace(request, tenant=tenant) if tenant else request))
+            own = f"{tenant}/{request.tenant}" if tenant else request.tenant
+            answers.append(held.model.submit(replace(request, tenant=own)))
     except BaseException:
         for answer in answers:
             answer.cancel()
         raise
     answer = answers[0] if len(answers) == 1 else Merged(answers, requests[0].params.n)
-    return answer, any(request.truncate for request in requests)
+    return answer, reply, any(request.truncate for request in requests)
 
 
 def complete(event: Event) -> Event:
@@ -148,7 +144,7 @@ def complete(event: Event) -> Event:
     return event
 
 
-def forget(checked: asyncio.Future[tuple[Answer, bool]]) -> None:
+def forget(checked: asyncio.Future[tuple[Answer, Reply, bool]]) -> None:
     """Cancels an answer that nobody waits for any more, if it came to one."""
     if not checked.cancelled() and checked.exception() is None:
         checked.result()[0].cancel()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kvasir.checkpoint.tensor import Tensor
+from kvasir.checkpoint.tensor import LowRank, Tensor
 from kvasir.plan import Op, Plan
 from kvasir.sampling import SamplingParams
 
@@ -37,10 +37,14 @@ class Batch:
     blocks: Ints  # [N, B] cache blocks of each sequence, in order; unused entries are -1
     slots: Ints  # [N]    recurrent-state slot of each sequence, -1 where the plan has no slot state
     logit_rows: Ints  # [R]    rows whose logits are wanted
+    adapters: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [N] -1: none.  [0]: none has one
 
     def sequences(self) -> Iterator[tuple[int, slice]]:
         for n in range(len(self.starts) - 1):
             yield n, slice(int(self.starts[n]), int(self.starts[n + 1]))
+
+
+Adapter = Mapping[str, LowRank]  # by the weights of the products it touches
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,13 @@ class Program(Protocol):
 
     def slot(self, number: int) -> tuple[Bytes, ...]:
         """The memory of a recurrent slot, likewise."""
+        ...
+
+    def adapt(self, at: int, adapter: Adapter | None) -> None:
+        """Sequences that name adapter `at` get this one from the next step on; None: it is gone.
+
+        Only for plans that `passes.adapt` made.
+        """
         ...
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:

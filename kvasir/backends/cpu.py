@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Batch, Bytes, Floats, Memory, Seen
+from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Memory, Seen
 from kvasir.backends.cpu_compile import Compiled, build
 from kvasir.backends.cpu_threads import cores
 from kvasir.backends.packed import Packed
@@ -114,17 +114,20 @@ class CpuProgram:
 
     def _step(self, batch: Batch, seen: Any) -> Floats:
         b = batch
-        given = (b.tokens, b.positions, b.starts, b.blocks, b.slots, b.logit_rows)
+        given = (b.tokens, b.positions, b.starts, b.blocks, b.slots, b.logit_rows, b.adapters)
         arrays = tuple(np.ascontiguousarray(a, np.int32) for a in given)
-        if [a.ndim for a in arrays] != [1, 1, 1, 2, 1, 1]:
+        if [a.ndim for a in arrays] != [1, 1, 1, 2, 1, 1, 1]:
             raise Bug(
                 f"a batch for {self.plan.name} breaks its law: an array has not the dimensions it should"
             )
+        if missing := set(b.adapters.tolist()) - {-1, *self.compiled.seat.adapters}:
+            raise Bug(f"a batch for {self.plan.name} breaks its law: no adapter is at {min(missing)}")
         assert self.plan.output is not None
         n_rows = {"T": len(arrays[0]), "R": len(arrays[5]), "N": len(arrays[2]) - 1}[self.plan.output.rows]
         output = np.empty((max(n_rows, 0), self.plan.output.width), np.float32)
         self.compiled.seat.batch = batch
-        if fault := self.compiled.native.step(*arrays, output, seen):
+        *rest, adapters = arrays
+        if fault := self.compiled.native.step(*rest, output, seen, adapters):
             raise Bug(f"a batch for {self.plan.name} breaks its law: {fault}")
         return output
 
@@ -157,6 +160,20 @@ class CpuProgram:
             else:
                 found.append(own.bytes[number])
         return tuple(found)
+
+    def adapt(self, at: int, adapter: Adapter | None) -> None:
+        """Sequences that name adapter `at` get this one from the next step on; None: it is gone."""
+        kernels, seat = self.backend.kernels, self.compiled.seat
+        for table in self.compiled.adapted.values():
+            table.drop(at)
+        seat.adapters.pop(at, None)
+        if adapter is None:
+            return
+        for name, low in adapter.items():
+            if table := self.compiled.adapted.get(name):  # none where products run as their reference
+                a, b = (kernels.pack(t.format.name, np.array(t.raw), t.shape[-1]) for t in (low.a, low.b))
+                table.put(at, a, b, low.scale)
+        seat.adapters[at] = adapter
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         """The next token for logits [V] (changed in place).  Raises Bug when no logit is above -inf."""

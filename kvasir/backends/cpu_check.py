@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from kvasir.backends import reference
-from kvasir.backends.base import Batch, Bytes, Floats, Memory, Seen
+from kvasir.backends.base import Adapter, Batch, Bytes, Floats, Memory, Seen
 from kvasir.backends.cpu import CpuBackend, CpuProgram
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import Bug
@@ -38,7 +38,8 @@ class CheckedProgram:
 
     def step(self, batch: Batch) -> Floats:
         """As the program's, after every op was compared."""
-        context = reference.Context(batch, self.states, self.memory.kv_format)
+        adapters = self.program.compiled.seat.adapters
+        context = reference.Context(batch, self.states, self.memory.kv_format, adapters)
         found: dict[int, Floats] = {}
         with np.errstate(over="ignore"):
             for op, value in self.program.values(batch):
@@ -62,6 +63,9 @@ class CheckedProgram:
     def slot(self, number: int) -> tuple[Bytes, ...]:
         return self.program.slot(number)
 
+    def adapt(self, at: int, adapter: Adapter | None) -> None:
+        self.program.adapt(at, adapter)
+
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         return self.program.choose(logits, recent, params, drawn)
 
@@ -70,7 +74,12 @@ class CheckedProgram:
 
     def _compare(self, op: Op, context: reference.Context, found: Mapping[int, Floats], got: Floats) -> None:
         inputs = {v.id: self._as_read(op, v, found[v.id]) for v in op.inputs}
-        expected = reference.run(op, context, inputs, {w.name: self._floats(w) for w in op.weights})
+        weights = {w.name: self._floats(w) for w in op.weights}
+        if isinstance(op, ops.Linear) and op.adapted:  # adapters read activations as they are
+            expected = reference.run(replace(op, adapted=False), context, inputs, weights)
+            expected = reference.low_rank(op, context, found[op.x.id], expected)
+        else:
+            expected = reference.run(op, context, inputs, weights)
         if expected.size == 0:
             return
         limit = CLOSE_EXPERTS if isinstance(op, ops.Experts) and self._rounds(op.down) else CLOSE

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvasir.backends import reference
-from kvasir.backends.base import BLOCK, Batch, Floats, Memory
+from kvasir.backends.base import BLOCK, Adapter, Batch, Floats, Memory
 from kvasir.backends.packed import Packed
 from kvasir.checkpoint.files import is_mapped
 from kvasir.checkpoint.tensor import Tensor
@@ -21,14 +21,17 @@ LANES = 8  # floats a vector: the width of a delta memory's rows is rounded up t
 
 @dataclass
 class Seat:
-    """Where the ops that run as their reference find the batch of this step.  Mutable."""
+    """Where the ops that run as their reference find the batch of this step, and the adapters.  Mutable."""
 
     batch: Batch | None = None
+    adapters: dict[int, Adapter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What `build` made.  `emitted`: number of a plan's op -> number of the native op that completes it."""
+    """What `build` made.  `emitted`: number of a plan's op -> number of the native op that completes it.
+    `adapted`: by weight, the table of what adapters add to its product.
+    """
 
     native: Any
     values: Mapping[int, Any]
@@ -36,6 +39,7 @@ class Compiled:
     referenced: frozenset[str]
     seat: Seat
     states: Mapping[str, Any]
+    adapted: Mapping[str, Any]
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Emitter:
     packed: Packed | None = None
     states: dict[str, Any] = field(default_factory=dict)
     seat: Seat = field(default_factory=Seat)
+    adapted: dict[str, Any] = field(default_factory=dict)  # weight -> what adapters add to its product
     made: dict[str, list[Any]] = field(default_factory=dict)  # weight -> its matrices
     readers: dict[int, list[Weight]] = field(default_factory=dict)  # value -> what it meets in products
 
@@ -101,6 +106,15 @@ class Emitter:
         raw, form = np.ascontiguousarray(t.raw), t.format.name
         return form, list(self.kernels.pack_stack(self.pool, form, raw, w.shape[-1], count, is_mapped(raw)))
 
+    def tables(self, linears: list[Any]) -> list[Any]:
+        """What adapters add to each product; none where they never do."""
+        if not linears[0].adapted:
+            return []
+        for op in linears:
+            assert op.weight.name not in self.adapted, f"{op.weight.name} is in two products"
+            self.adapted[op.weight.name] = self.kernels.Adapted(*op.weight.shape)
+        return [self.adapted[op.weight.name] for op in linears]
+
     def slot_state(self, s: State, width: int) -> Any:
         if s.name not in self.states:
             self.states[s.name] = self.kernels.Slots(n_slots=self.memory.n_slots, width=width)
@@ -128,7 +142,7 @@ def build(
     if packed:
         packed.keep()
     referenced = frozenset(plan.ops[i].kind for i in emitted if type(plan.ops[i]) in alone)
-    return Compiled(native, e.values, emitted, referenced, e.seat, e.states)
+    return Compiled(native, e.values, emitted, referenced, e.seat, e.states, e.adapted)
 
 
 def emit(e: Emitter, group: Group) -> dict[int, int]:
@@ -164,7 +178,7 @@ def rows(e: Emitter, its_ops: list[Op]) -> int:
 def products(e: Emitter, linears: list[Any]) -> int:
     matrices = [e.matrices(op.weight)[0] for op in linears]
     biases, outs = [e.floats(op.bias) for op in linears], [e.at(op.out) for op in linears]
-    return int(e.native.products(e.at(linears[0].x), matrices, biases, outs))
+    return int(e.native.products(e.at(linears[0].x), matrices, biases, outs, e.tables(linears)))
 
 
 def gated(e: Emitter, its_ops: list[Any]) -> int:
@@ -172,7 +186,7 @@ def gated(e: Emitter, its_ops: list[Any]) -> int:
     matrices, biases = [e.matrices(op.weight)[0] for op in pair], [e.floats(op.bias) for op in pair]
     outs, slot = [e.at(op.out) for op in its_ops], e.slots.get(glu.out.id, 0)
     return int(e.native.gated(e.at(pair[0].x), matrices, biases, outs, glu.fn, glu.limit,
-                              e.formats(glu.out), slot))  # fmt: skip
+                              e.formats(glu.out), slot, e.tables(pair)))  # fmt: skip
 
 
 def _values(kernels: Any, placed: Layout) -> dict[int, Any]:
@@ -205,7 +219,8 @@ def by_reference(e: Emitter, op: Op) -> int:
     def run(inputs: list[Floats], out: Floats) -> None:
         assert seat.batch is not None
         values = {v.id: x for v, x in zip(op.inputs, inputs, strict=True)}
-        out[:] = reference.run(op, reference.Context(seat.batch, states, e.memory.kv_format), values, weights)
+        context = reference.Context(seat.batch, states, e.memory.kv_format, seat.adapters)
+        out[:] = reference.run(op, context, values, weights)
 
     return int(e.native.reference(run, [e.at(v) for v in op.inputs], e.at(op.out)))
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Batch, Bytes, Floats, Ints, Memory, Seen
+from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Ints, Memory, Seen
 from kvasir.checkpoint.tensor import Tensor
-from kvasir.plan import Op, Plan, State, ops
+from kvasir.plan import Op, Plan, State, Value, ops
 from kvasir.sampling import SamplingParams, choose, penalize
 
 GELU_TANH = 0.7978845608028654  # sqrt(2 / pi)
@@ -76,6 +76,17 @@ class Context:
     batch: Batch
     states: Mapping[str, Floats]
     kv_format: str = "f32"
+    adapters: Mapping[int, Adapter] = field(default_factory=dict)
+
+    def adapted(self, v: Value) -> Iterator[tuple[int, Adapter]]:
+        """The rows of v whose sequence has an adapter, each with it."""
+        b = self.batch
+        if len(b.adapters):
+            of_token = np.repeat(np.arange(len(b.starts) - 1), np.diff(b.starts))
+            sequence = {"T": of_token, "R": of_token[b.logit_rows], "N": np.arange(len(b.starts) - 1)}
+            for row, at in enumerate(b.adapters[sequence[v.rows]].tolist()):
+                if at >= 0:
+                    yield row, self.adapters[at]
 
     def sequences(self) -> Iterator[tuple[int, slice]]:
         return self.batch.sequences()
@@ -142,7 +153,17 @@ def cat(op: ops.Cat, c: Context, *xs: Floats) -> Floats:
 
 def linear(op: ops.Linear, c: Context, x: Floats, w: Floats, b: Floats | None = None) -> Floats:
     y = x @ w.T
-    return np.asarray(y if b is None else y + b, np.float32)
+    y = np.asarray(y if b is None else y + b, np.float32)
+    return low_rank(op, c, x, y) if op.adapted else y
+
+
+def low_rank(op: ops.Linear, c: Context, x: Floats, y: Floats) -> Floats:
+    """y [rows, O] with what adapters add to it for x [rows, D]; rows without one stay as they are."""
+    y = y.copy()
+    for row, adapter in c.adapted(op.out):
+        if low := adapter.get(op.weight.name):
+            y[row] += np.float32(low.scale) * (low.b.floats() @ (low.a.floats() @ x[row]))
+    return y
 
 
 def norm(op: ops.Norm, c: Context, x: Floats, *wb: Floats) -> Floats:
@@ -285,6 +306,7 @@ class ReferenceProgram:
     memory: Memory
     weights: Mapping[str, Floats]
     states: dict[str, Floats] = field(default_factory=dict)
+    adapters: dict[int, Adapter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kv: Any = np.float16 if self.memory.kv_format == "f16" else np.float32
@@ -295,7 +317,8 @@ class ReferenceProgram:
 
     def values(self, batch: Batch) -> Iterator[tuple[Op, Floats]]:
         """Each op with what it wrote, in order: for `KVASIR_CHECK` and for tests that look inside."""
-        context, values = Context(batch, self.states, self.memory.kv_format), dict[int, Floats]()
+        context = Context(batch, self.states, self.memory.kv_format, self.adapters)
+        values = dict[int, Floats]()
         with np.errstate(over="ignore"):  # exp and tanh run to their limits by design
             for op in self.plan.ops:
                 values[op.out.id] = run(op, context, values, self.weights)
@@ -326,6 +349,12 @@ class ReferenceProgram:
     def slot(self, number: int) -> tuple[Bytes, ...]:
         slots = [name for name, s in self.plan.states.items() if s.kind == "slot"]
         return tuple(self.states[name][number].view(np.uint8) for name in slots)
+
+    def adapt(self, at: int, adapter: Adapter | None) -> None:
+        if adapter is None:
+            self.adapters.pop(at, None)
+        else:
+            self.adapters[at] = adapter
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         penalize(logits, recent, params)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 Index = slice | Indices
+T = TypeVar("T")
 
 PLAIN = (F32, F16, BF16)
 log = logging.getLogger("kvasir")
@@ -254,7 +256,7 @@ LEFTOVERS = re.compile(
 )
 
 
-def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def bare(tensors: Mapping[str, T]) -> dict[str, T]:
     """Safetensors' names without the prefix of the module that holds the decoder."""
     names = {}
     for name, t in tensors.items():

@@ -30,3 +30,16 @@ class Tensor:
     @property
     def n_bytes(self) -> int:
         return self.raw.size
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to a product: scale B A of a: [r, D], b: [O, r], each F32, F16 or BF16."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def n_bytes(self) -> int:
+        return self.a.n_bytes + self.b.n_bytes

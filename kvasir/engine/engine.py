@@ -24,7 +24,7 @@ from kvasir.engine.sequence import Sequence
 from kvasir.engine.stats import Stats, Totals
 from kvasir.errors import UsageError
 from kvasir.grammar.guide import Guide
-from kvasir.sampling import SamplingParams, logprobs, uniform
+from kvasir.sampling import ID_LISTS, SamplingParams, logprobs, uniform
 
 STEP_TOKENS = 512  # rows a step at most: long enough to be limited by arithmetic, short enough to share
 
@@ -109,10 +109,9 @@ class Engine:
         """
         limit, vocab = self.limit(max_context), self.n_vocab
         self._must_read(tokens)
-        if bad := [t for t in (*params.logit_bias, *params.stop_token_ids) if t >= vocab]:
-            raise UsageError(
-                f"token id {bad[0]} in logit_bias or stop_token_ids is not in the vocabulary of {vocab}"
-            )
+        for name in ("logit_bias", *ID_LISTS):
+            if bad := [t for t in getattr(params, name) if t >= min(vocab, self.n_logits)]:
+                raise UsageError(f"{name}: token id {bad[0]} is not in the vocabulary of {vocab}")
         if len(tokens) >= limit:
             raise UsageError(
                 f"the prompt has {len(tokens)} tokens and the context holds {limit}, answer included",
@@ -316,6 +315,11 @@ class Engine:
             logits[token] += bias
         ends = (self.eos_ids if not params.ignore_eos else frozenset()) | frozenset(params.stop_token_ids)
         unwanted = ends if sequence.n_generated < params.min_tokens else frozenset()
+        if params.allowed_token_ids:
+            kept = logits[list(params.allowed_token_ids)]
+            logits.fill(-np.inf)
+            logits[list(params.allowed_token_ids)] = kept
+            unwanted -= frozenset(params.allowed_token_ids)  # something must be left to choose
         if bars is not None:
             permit(logits, bars, unwanted | (self.eos_ids if params.ignore_eos else frozenset()))
         elif unwanted:
@@ -330,7 +334,9 @@ class Engine:
             reason = "stop"
         elif len(sequence.tokens) >= sequence.limit or sequence.n_generated == params.max_tokens:
             reason = "length"
-        logprob = _logprob(own, token_id, params.logprobs) if own is not None else None
+        logprob = (
+            _logprob(own, token_id, params.logprobs, params.logprob_token_ids) if own is not None else None
+        )
         return Token(sequence, token_id, reason, logprob)
 
 
@@ -344,6 +350,7 @@ def _score(sequence: Sequence, rows: Floats) -> None:
             sequence.scored(position, entry)
 
 
-def _logprob(own: np.ndarray, token_id: int, count: int | None) -> TokenLogprob:
-    best = np.argsort(-own, kind="stable")[: count or 0]
-    return TokenLogprob(token_id, float(own[token_id]), tuple((int(t), float(own[t])) for t in best))
+def _logprob(own: np.ndarray, token_id: int, count: int | None, more: Iterable[int] = ()) -> TokenLogprob:
+    best = np.argsort(-own, kind="stable")[:count].tolist() if count else ()
+    told = tuple(dict.fromkeys((*best, *more)))
+    return TokenLogprob(token_id, float(own[token_id]), tuple((t, float(own[t])) for t in told))

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from kvasir.parsers.marks import CHANNEL, MESSAGE, Pair, State, left_by, pair_of
 from kvasir.text.tokenizer import Tokenizer
-
-# Families whose marks are single tokens: DeepSeek, Qwen and many more; Mistral; Seed; Command; Kimi; Gemma 4.
-_PAIRS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("◁think▷", "◁/think▷"),
-    ("<|channel>", "<channel|>"),
-)
 
 
 @dataclass(frozen=True)
@@ -27,26 +17,33 @@ class Thinking:
 
     open: int | None
     close: tuple[int, ...]
+    pair: Pair | None = None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Thinking | None:
         """The marks that the vocabulary has as tokens; None for models that do not think."""
-        channel, message = tokenizer.token_id("<|channel|>"), tokenizer.token_id("<|message|>")
+        channel, message = tokenizer.token_id(CHANNEL), tokenizer.token_id(MESSAGE)
         if channel is not None and message is not None:
             return cls(None, (channel, *tokenizer.encode("final", False, False), message))
-        for opened, closed in _PAIRS:
-            ids = tokenizer.token_id(opened), tokenizer.token_id(closed)
-            if ids[0] is not None and ids[1] is not None:
-                return cls(ids[0], (ids[1],))
-        return None
+        pair = pair_of(lambda mark: tokenizer.token_id(mark) is not None)
+        if pair is None:
+            return None
+        opened, closed = tokenizer.token_id(pair.open), tokenizer.token_id(pair.close)
+        assert closed is not None
+        return cls(opened, (closed,), pair)
 
-    def after(self, prompt: Sequence[int], tokenizer: Tokenizer) -> Literal["open", "may", "closed"]:
+    def after(self, prompt: Sequence[int], tokenizer: Tokenizer) -> State:
         """Where a prompt leaves an answer: inside the thinking, free to begin with it, or behind it."""
-        n = len(self.close)
-        ends = [i for i in range(len(prompt) - n + 1) if tuple(prompt[i : i + n]) == self.close]
-        after_close = ends[-1] + n if ends else 0
-        if ends and not tokenizer.decode(prompt[after_close:]).strip():
-            return "closed"
-        if self.open is None or self.open in prompt[after_close:]:
-            return "open"
-        return "may"
+        if self.pair is None:
+            return "closed" if tuple(prompt[-len(self.close) :]) == self.close else "open"
+        return left_by(tail(prompt, tokenizer, self.pair), self.pair)
+
+
+def tail(prompt: Sequence[int], tokenizer: Tokenizer, marks: Collection[str]) -> str:
+    """The text of a prompt behind its last special token that is none of `marks`."""
+    ids = list[int]()
+    for token in reversed(prompt):
+        if tokenizer.special(token) and tokenizer.piece(token) not in marks:
+            break
+        ids.append(token)
+    return tokenizer.decode(reversed(ids), skip_special=False, begin=False)

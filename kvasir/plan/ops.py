@@ -198,12 +198,16 @@ class Cat(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """y = x W^T + b: [rows, D] -> [rows, O].  `split`: ranks may share out the columns of y."""
+    """y = x W^T + b: [rows, D] -> [rows, O].  `split`: ranks may share out the columns of y.
+
+    `adapted`: rows whose sequence has an adapter get scale (x A^T) B^T of its A and B for this weight on top.
+    """
 
     x: Value
     weight: Weight
     bias: Weight | None = None
     split: bool = False
+    adapted: bool = False
 
 
 @dataclass(frozen=True)

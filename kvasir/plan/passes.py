@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kvasir.plan import ops
@@ -99,6 +99,15 @@ def slots(plan: Plan, groups: Sequence[Group]) -> dict[int, int]:
         busy_until[free : free + 1] = [max(readers[id])]
         chosen[id] = free
     return chosen
+
+
+# -- adapters -------------------------------------------------------------------------------------
+
+
+def adapt(plan: Plan) -> Plan:
+    """The plan with room for adapters: each product adds what the adapter of a row's sequence says."""
+    made = [replace(op, adapted=True) if isinstance(op, ops.Linear) else op for op in plan.ops]
+    return replace(plan, ops=made)
 
 
 # -- fusion ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from time import monotonic
 
-from kvasir.chat import ChatRequest, Embedding
+from kvasir.chat import ChatRequest, Embedding, Spelled
 from kvasir.errors import CapacityError, KvasirError, Lost
 from kvasir.runner import messages
 from kvasir.runner.inspect import ModelInfo
@@ -194,6 +194,11 @@ class ModelProcess:
     def tokenize(self, request: ChatRequest) -> list[int]:
         """The token ids of the request's whole prompt.  Raises what `Model.tokenize` raises, and Lost."""
         return self._call(lambda id: messages.Tokenize(id, request)).tokens
+
+    def spell(self, token_ids: Sequence[int]) -> Spelled:
+        """Token ids as text.  Raises what `Model.spell` raises, and Lost."""
+        answer = self._call(lambda id: messages.Spell(id, list(token_ids)))
+        return Spelled(answer.text, tuple(answer.pieces))
 
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for.  Only while idle."""

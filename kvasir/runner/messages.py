@@ -64,6 +64,11 @@ class Tokenize(Frame):
     request: ChatRequest
 
 
+class Spell(Frame):
+    id: int
+    token_ids: list[int]
+
+
 class Check(Frame):
     """Asks whether every cache block is accounted for."""
 
@@ -128,17 +133,19 @@ class Batch(Frame):
 
 
 class Answer(Frame):
-    """The result of an Embed, each embedding as its float32s, tokens, and tokens cut off; of a Tokenize; or
-    of a Check.
+    """The result of an Embed, each embedding as its float32s, tokens, and tokens cut off; of a Tokenize, a
+    Spell, or a Check.
     """
 
     id: int
     failure: Failure | None = None
     embeddings: list[tuple[bytes, int, int]] = []
     tokens: list[int] = []
+    text: str = ""
+    pieces: list[bytes] = []
 
 
-ToRunner = Load | Submit | Cancel | Embed | Tokenize | Check | Close
+ToRunner = Load | Submit | Cancel | Embed | Tokenize | Spell | Check | Close
 FromRunner = Progress | Ready | Failed | Batch | Answer
 
 

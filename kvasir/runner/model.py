@@ -19,7 +19,7 @@ from kvasir.backends.cpu import CpuBackend
 from kvasir.backends.cpu_check import CheckedBackend
 from kvasir.backends.packed import Packed, cache_folder, source_of
 from kvasir.backends.reference import Reference
-from kvasir.chat import ChatRequest, Delta, Embedding, Finished, FinishReason
+from kvasir.chat import ChatRequest, Delta, Embedding, Finished, FinishReason, Spelled
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine, Token
@@ -32,6 +32,7 @@ from kvasir.native import kernels
 from kvasir.plan import Plan
 from kvasir.plan.show import KV_BYTES
 from kvasir.runner.inspect import ModelInfo, info
+from kvasir.runner.parsed import Parsed
 from kvasir.runner.prompt import Prompter, tokenizer_of
 from kvasir.runner.pulse import Pacer, Pulse
 from kvasir.runner.stream import Stream
@@ -51,7 +52,7 @@ class _Answer:
     """One sequence with its text so far.  Mutable; touched by the engine's thread alone."""
 
     sequence: Sequence
-    text: TextStream
+    text: TextStream | Parsed
     stream: Stream
 
 
@@ -143,7 +144,7 @@ class Model:
         limit = self._engine.limit(request.max_context)
         tokens, n_truncated = self.prompter.tokens(request, limit)
         stream = Stream(request.params.n, tuple(tokens), self._cancel, n_truncated)
-        skip, params, form = request.params.skip_special_tokens, request.params, request.params.constraint
+        params, form = request.params, request.params.constraint
         think = request.think if request.messages else bool(request.think)  # a bare text asks for no thought
         answers = []
         for index in range(params.n):
@@ -152,13 +153,7 @@ class Model:
                 tokens, params, request.max_context, index, n_truncated,
                 tenant=request.tenant, priority=request.priority, guide=guide,
             )  # fmt: skip
-            text = TextStream(
-                self.prompter.tokenizer,
-                params.stops,
-                params.include_stop_str_in_output,
-                skip,
-                bool(request.messages) and form is None,  # a constrained answer has no space but its own
-            )
+            text = self._text(request, tokens)
             answers.append(_Answer(sequence, text, stream))
         with self._changed:
             if self._inbox.closing:
@@ -166,6 +161,19 @@ class Model:
             self._inbox.new.append(answers)
             self._changed.notify()
         return stream
+
+    def _text(self, request: ChatRequest, tokens: list[int]) -> TextStream | Parsed:
+        if request.parse:
+            return Parsed(self.prompter, request, tokens)
+        params = request.params
+        return TextStream(
+            self.prompter.tokenizer,
+            params.stops,
+            params.include_stop_str_in_output,
+            params.skip_special_tokens,
+            # A constrained answer has no space but its own.
+            bool(request.messages) and params.constraint is None,
+        )
 
     def embed(self, texts: list[str]) -> list[list[float]]:
         """One embedding [D] a text, as the model's pooling gives it (not normalized).
@@ -199,6 +207,13 @@ class Model:
         Raises UsageError (messages that the template refuses), ModelError (a chat without a template).
         """
         return self.prompter.tokens(replace(request, truncate=False), 0)[0]
+
+    def spell(self, token_ids: Row[int]) -> Spelled:
+        """Token ids as text.  Raises UsageError for ids that the vocabulary lacks."""
+        tokenizer = self.prompter.tokenizer
+        if bad := [i for i in token_ids if not 0 <= i < tokenizer.n_vocab]:
+            raise UsageError(f"token id {bad[0]} is not in the vocabulary of {tokenizer.n_vocab}")
+        return Spelled(tokenizer.decode(token_ids), tuple(tokenizer.token_bytes(i) for i in token_ids))
 
     @property
     def is_embedding(self) -> bool:
@@ -312,22 +327,33 @@ class Model:
             return
         ends = self._engine.eos_ids - frozenset(token.sequence.params.stop_token_ids)
         last = token.finished == "stop" and token.token_id in ends
-        text = "" if last else answer.text.push(token.token_id)
-        reason, stop_reason = token.finished, None
+        deltas = [] if last else _deltas(answer.text.push(token.token_id))
+        reason = token.finished
+        if reason and answer.text.stopped is None:
+            deltas += _deltas(answer.text.finish())
         if answer.text.stopped is not None:
-            reason, stop_reason = "stop", answer.text.stopped
-        elif reason:
-            text += answer.text.finish()
-        logprobs = (token.logprob,) if token.logprob else ()
-        answer.stream.put(Delta(text, (token.token_id,), logprobs, token.sequence.index))
+            reason = "stop"
+        elif isinstance(answer.text, Parsed) and (
+            answer.text.full or (reason == "stop" and answer.text.called)
+        ):
+            reason = "tool_calls"
+        logprobs, index = (token.logprob,) if token.logprob else (), token.sequence.index
+        first, *others = deltas or [Delta("")]
+        answer.stream.put(replace(first, token_ids=(token.token_id,), logprobs=logprobs, index=index))
+        for delta in others:
+            answer.stream.put(replace(delta, index=index))
         if reason:
-            self._finish(answer, reason, stop_reason)
+            self._finish(answer, reason, answer.text.stopped)
 
     def _finish(self, answer: _Answer, reason: FinishReason, stop_reason: str | int | None) -> None:
         sequence = answer.sequence
-        self._engine.finish(sequence, reason)
+        self._engine.finish(sequence, "stop" if reason == "tool_calls" else reason)
         del self._answers[sequence]
-        if stop_reason is None and reason == "stop" and sequence.tokens[-1] in sequence.params.stop_token_ids:
+        if (
+            stop_reason is None
+            and reason in ("stop", "tool_calls")
+            and sequence.tokens[-1] in sequence.params.stop_token_ids
+        ):
             stop_reason = sequence.tokens[-1]
         metrics = sequence.metrics()
         prompt = tuple(sequence.tokens[: sequence.n_prompt])
@@ -346,6 +372,10 @@ class Model:
         with self._changed:
             self._inbox.cancelled.append(stream)
             self._changed.notify()
+
+
+def _deltas(found: str | list[Delta]) -> list[Delta]:
+    return found if isinstance(found, list) else [Delta(found)]
 
 
 def packed_for(checkpoint: Checkpoint, switches: Settings) -> Packed | None:

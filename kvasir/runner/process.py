@@ -137,6 +137,8 @@ class Runner:
             self._pool.submit(self._embed, frame)
         elif isinstance(frame, messages.Tokenize):
             self._pool.submit(self._tokenize, frame)
+        elif isinstance(frame, messages.Spell):
+            self._pool.submit(self._spell, frame)
         elif isinstance(frame, messages.Check):
             self._pool.submit(self._check, frame.id)
 
@@ -173,14 +175,18 @@ class Runner:
                     self._streams.pop(id, None)
             if isinstance(event, Finished):
                 event = messages.without_prompt(event)
-            self._outbox.event(id, event, self._pieces(event) if isinstance(event, Delta) else {})
+            self._outbox.event(id, event, self._pieces(event))
 
         stream.forward(take)
         if cancelled:
             stream.cancel()
 
-    def _pieces(self, delta: Delta) -> dict[int, bytes]:
-        ids = {t for p in delta.logprobs for t in (p.token_id, *(i for i, _ in p.top))}
+    def _pieces(self, event: Event | KvasirError) -> dict[int, bytes]:
+        """The spellings of the tokens that the event's log-probabilities name."""
+        if isinstance(event, KvasirError):
+            return {}
+        named = event.logprobs if isinstance(event, Delta) else event.prompt_logprobs
+        ids = {t for p in named if p for t in (p.token_id, *(i for i, _ in p.top))}
         return {i: self._model.token_bytes(i) for i in ids}
 
     def _embed(self, frame: messages.Embed) -> None:
@@ -194,6 +200,13 @@ class Runner:
     def _tokenize(self, frame: messages.Tokenize) -> None:
         try:
             self._outbox.put(Answer(frame.id, tokens=self._model.tokenize(frame.request)))
+        except BaseException as error:
+            self._outbox.put(Answer(frame.id, failure(error)))
+
+    def _spell(self, frame: messages.Spell) -> None:
+        try:
+            spelled = self._model.spell(frame.token_ids)
+            self._outbox.put(Answer(frame.id, text=spelled.text, pieces=list(spelled.pieces)))
         except BaseException as error:
             self._outbox.put(Answer(frame.id, failure(error)))
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from kvasir.chat import ChatRequest, Message
 from kvasir.checkpoint.open import Checkpoint
 from kvasir.errors import ModelError, UsageError
+from kvasir.parsers.answer import Family
+from kvasir.parsers.families import family_of
 from kvasir.store.made import Made
 from kvasir.text.gotemplate import jinja_of
 from kvasir.text.infill import Infill
@@ -46,6 +49,12 @@ class Prompter:
     def eos_ids(self) -> frozenset[int]:
         return self.tokenizer.eos_ids
 
+    @cached_property
+    def family(self) -> Family:
+        """How this model marks thoughts and calls."""
+        source = self.template.source if self.template else ""
+        return family_of(source, lambda mark: self.tokenizer.token_id(mark) is not None)
+
     def text(self, request: ChatRequest) -> str:
         """The messages as the model's template writes them.  Raises ModelError when it has none."""
         request = self.made.applied(request) if self.made else request
@@ -54,9 +63,14 @@ class Prompter:
                 "this model has no chat template, so it cannot chat",
                 hint="send a raw prompt: /api/generate with raw, LLM.generate, or `kvasir run --raw`",
             )
-        return self.template.render(
-            request.messages, tools=request.tools, add_generation_prompt=True, think=request.think
+        text = self.template.render(
+            request.messages,
+            tools=request.tools if request.tool_choice != "none" else (),
+            add_generation_prompt=request.opens_turn and not request.continues,
+            think=request.think,
+            **request.template_values,
         )
+        return _left_open(text, request.messages[-1].content) if request.continues else text
 
     def tokens(self, request: ChatRequest, limit: int) -> tuple[list[int], int]:
         """The prompt's token ids, and how many tokens were cut to fit under `limit` (0 unless `truncate`).
@@ -146,6 +160,17 @@ def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
     bos = tokenizer.piece(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
     eos = tokenizer.piece(tokenizer.eos_id) if tokenizer.eos_id is not None else ""
     return ChatTemplate(source, bos, eos)
+
+
+def _left_open(text: str, content: str) -> str:
+    """`text` up to the end of the last message's `content`, which the answer goes on with."""
+    for said in (content, content.strip()):
+        if said and (at := text.rfind(said)) >= 0:
+            return text[: at + len(said)]
+    raise UsageError(
+        "the last message cannot be continued: the model's template does not show its text",
+        hint="give it a text, or ask for an answer of its own",
+    )
 
 
 def _without_oldest(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:

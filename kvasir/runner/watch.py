@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from kvasir.backends.base import Batch, Bytes, Floats, Memory, Program
+from kvasir.backends.base import Adapter, Batch, Bytes, Floats, Memory, Program
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan
 from kvasir.plan.show import op_cost
@@ -67,6 +67,9 @@ class Watched:
 
     def slot(self, number: int) -> tuple[Bytes, ...]:
         return self.program.slot(number)
+
+    def adapt(self, at: int, adapter: Adapter | None) -> None:
+        self.program.adapt(at, adapter)
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         return self.program.choose(logits, recent, params, drawn)

@@ -49,6 +49,7 @@ class FakeProgram:
         self.slots = np.zeros((n_slots, 1 + LONGEST), np.int64)  # how many tokens, and the tokens
         self.steps: list[list[int]] = []
         self.fail_at = -1
+        self.adapters: list[tuple[int, bool]] = []  # what came and went, by number
 
     def step(self, batch: Batch) -> Floats:
         if len(self.steps) == self.fail_at:
@@ -88,6 +89,9 @@ class FakeProgram:
 
     def slot(self, number: int) -> tuple[Bytes, ...]:
         return (self.slots[number].view(np.uint8),)
+
+    def adapt(self, at: int, adapter: object) -> None:
+        self.adapters.append((at, adapter is not None))
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         penalize(logits, recent, params)

@@ -188,3 +188,44 @@ def test_after_the_end_everyone_is_told() -> None:
         assert isinstance(end, Finished)
     except CapacityError as error:
         assert "was unloaded" in str(error)
+
+
+def test_tokens_of_a_prompt_and_their_text(there: ModelProcess, here: Model) -> None:
+    chat = ChatRequest(SamplingParams(), ASKED)
+    for request in (chat, ChatRequest(SamplingParams(), prompt="A VLAN is", context=(5, 6))):
+        assert there.tokenize(request) == here.tokenize(request)
+    ids = there.tokenize(ChatRequest(SamplingParams(), prompt="A VLAN is", add_special_tokens=False))
+    assert there.spell(ids) == here.spell(ids)
+    assert there.spell(ids).text == "A VLAN is" == b"".join(there.spell(ids).pieces).decode()
+    with pytest.raises(UsageError, match="999999 is not in the vocabulary"):
+        there.spell([999999])
+
+
+def test_an_answer_goes_on_with_the_last_message(there: ModelProcess) -> None:
+    begun = (*ASKED, Message("assistant", "DNS is the"))
+    open_, closed = (
+        there.spell(there.tokenize(ChatRequest(SamplingParams(), begun, continues=c, opens_turn=False)))
+        for c in (True, False)
+    )
+    assert open_.text.endswith("DNS is the") and len(closed.pieces) > len(open_.pieces)
+    with pytest.raises(UsageError, match="cannot be continued"):
+        there.tokenize(
+            ChatRequest(SamplingParams(), (Message("user", "a"), Message("assistant", "")), continues=True)
+        )
+
+
+def test_log_probabilities_of_named_tokens_and_spellings_of_the_prompt(there: ModelProcess) -> None:
+    yes, no = (there.tokenize(ChatRequest(SamplingParams(), prompt=t))[-1] for t in (" yes", " no"))
+    params = SamplingParams(max_tokens=1, temperature=0, logprobs=1, logprob_token_ids=[yes, no])
+    (delta, _) = list(
+        there.submit(ChatRequest(replace(params, allowed_token_ids=[yes, no]), prompt="Is it?"))
+    )
+    assert isinstance(delta, Delta) and delta.token_ids[0] in (yes, no)
+    top = dict(delta.logprobs[0].top)
+    assert {yes, no} <= set(top) and delta.token_ids[0] == max((yes, no), key=lambda t: top[t])
+    scored = ChatRequest(SamplingParams(max_tokens=1, prompt_logprobs=2), prompt="What is DNS?")
+    (*_, end) = list(there.submit(scored))
+    assert isinstance(end, Finished) and end.prompt_logprobs[0] is None
+    entries = [p for p in end.prompt_logprobs if p]
+    assert b"".join(there.token_bytes(p.token_id) for p in entries) == b" is DNS?"
+    assert all(there.token_bytes(t) for p in entries for t, _ in p.top)

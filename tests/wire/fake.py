@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kvasir.chat import ChatRequest, Delta, Embedding, Finished, Metrics
+from kvasir.chat import ChatRequest, Delta, Embedding, Finished, Metrics, Spelled
 from kvasir.errors import KvasirError, ModelError, UsageError
 from kvasir.runner.inspect import ModelInfo
 from kvasir.runner.stream import Stream
@@ -97,6 +97,10 @@ class FakeModel:
             n = min(len(each), limit)
             found.append(Embedding([float(n), 3.0, 4.0], n, len(each) - n))
         return found
+
+    def spell(self, token_ids: Sequence[int]) -> Spelled:
+        pieces = tuple(self.token_bytes(i) for i in token_ids)
+        return Spelled(b"".join(pieces).decode("latin-1"), pieces)
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes((token_id % 256,))

@@ -78,6 +78,16 @@ def test_events_come_in_their_order(client: anthropic.Anthropic) -> None:
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
 
 
+def test_an_answer_goes_on_from_what_the_assistant_said(client: anthropic.Anthropic) -> None:
+    whole = client.messages.create(model="mead", max_tokens=60, extra_body=GREEDY, messages=VLAN)
+    assert whole.content[0].type == "text"
+    words = whole.content[0].text.split(" ")
+    said = " ".join(words[:4])
+    messages: list[Any] = [*VLAN, {"role": "assistant", "content": said}]
+    rest = client.messages.create(model="mead", max_tokens=60, extra_body=GREEDY, messages=messages)
+    assert rest.content[0].type == "text" and said + rest.content[0].text == whole.content[0].text
+
+
 def test_what_ends_an_answer(client: anthropic.Anthropic) -> None:
     def ended(**wishes: Any) -> tuple[str | None, str | None]:
         got = client.messages.create(model="mead", messages=VLAN, **{"max_tokens": 60, **wishes})

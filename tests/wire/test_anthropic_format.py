@@ -128,6 +128,17 @@ def test_a_conversation_with_tools() -> None:
     assert got.tools[1]["function"] == {"name": "clock", "parameters": {"type": "object"}}
 
 
+def test_an_answer_goes_on_from_a_last_message_of_the_assistant() -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "Well,"}]
+    got = request({"messages": begun})
+    assert got.continues and got.messages[-1] == Message("assistant", "Well,")
+    assert not request({}).continues
+    with pytest.raises(UsageError, match="cannot think"):
+        request({"messages": begun, "thinking": {"type": "adaptive"}})
+    with pytest.raises(UsageError, match="the last one calls tools"):
+        request({"messages": RESULT[:2], "tools": [CLOCK]})
+
+
 def test_the_line_that_differs_in_every_request_goes() -> None:
     blocks = ["x-anthropic-billing-header: cc_version=2.1; cch=0a1b2;", "You code.", "Be careful."]
     got = request({"system": [{"type": "text", "text": text} for text in blocks]})

@@ -84,7 +84,17 @@ class Asked:
         """The one request to this model.  Raises UsageError for what it cannot do, by name of the field."""
         if self.tools and "tools" not in model.info.capabilities:
             raise UsageError("tools: this model's chat template knows no tools", hint="use another model")
-        after_tools = bool(self.messages) and self.messages[-1].role == "tool"
+        last = self.messages[-1]
+        continues = last.role == "assistant"
+        if continues and last.tool_calls:
+            raise UsageError(
+                "messages: the last one calls tools", hint="send their results in a user message"
+            )
+        if continues and self.thoughts.kind in ("enabled", "adaptive"):
+            raise UsageError(
+                "messages: the last one is the assistant's, and an answer that goes on from it cannot think",
+                hint="leave out thinking, or end with a user message",
+            )
         return (
             ChatRequest(
                 params=self.params,
@@ -93,7 +103,8 @@ class Asked:
                 tool_choice=self.tool_choice,
                 parallel_tool_calls=self.parallel,
                 parse=True,
-                think=self.thoughts.think(model, after_tools),
+                think=self.thoughts.think(model, last.role == "tool"),
+                continues=continues,
             ),
         )
 
