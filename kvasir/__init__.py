@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = ["LLM", "LoRARequest", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,6 +14,10 @@ def __getattr__(name: str) -> Any:
         from kvasir.llm import LLM  # noqa: PLC0415
 
         return LLM
+    if name == "LoRARequest":
+        from kvasir.llm import LoRARequest  # noqa: PLC0415
+
+        return LoRARequest
     if name == "SamplingParams":
         from kvasir.sampling import SamplingParams  # noqa: PLC0415
 

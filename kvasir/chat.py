@@ -41,6 +41,7 @@ class ChatRequest:
     text, for models that fill in the middle.  `context`: token ids of an earlier exchange,
     which go before them.  `max_context` caps prompt and answer together; a prompt over it is refused with
     both lengths, unless `truncate`: then the oldest tokens go, and `Metrics.n_truncated` says how many.
+    `adapter` names one of the model's LoRA adapters that answers; empty: the model alone does.
     Requests of one `tenant` share what is computed of their prompts; others never see it.  Higher `priority`
     is let in first.  With `parse` the answer comes in its parts, thoughts, text and calls of tools, as the
     model's family marks them; else it is the text that the model writes.  `tool_choice`: "auto", "none",
@@ -67,6 +68,7 @@ class ChatRequest:
     template_values: Mapping[str, Any] = field(default_factory=dict)
     opens_turn: bool = True
     continues: bool = False
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

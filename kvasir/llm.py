@@ -11,12 +11,14 @@ from typing import Any, TypeGuard
 from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, Metrics, TokenLogprob, ToolCall
 from kvasir.engine.stats import Stats
 from kvasir.errors import UsageError
+from kvasir.runner.adapters import AdapterInfo
 from kvasir.runner.model import Model
 from kvasir.runner.stream import Stream
 from kvasir.sampling import SamplingParams
 from kvasir.structured import StructuredOutputsParams
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
+NO_ADAPTERS: Mapping[str, str] = {}
 FORMS = tuple(field.name for field in fields(StructuredOutputsParams))
 PROGRESS_FROM = 2  # prompts: from here on a progress bar is worth its line
 
@@ -58,13 +60,28 @@ class RequestOutput:
         return self.outputs[0].finish_reason
 
 
+@dataclass(frozen=True)
+class LoRARequest:
+    """Which adapter answers, in vLLM's shape.  It is loaded from `lora_path` when it is named first; without
+    a path it must be one of LLM's `adapters`.  `lora_int_id` means nothing here: names tell adapters apart.
+    """
+
+    lora_name: str
+    lora_int_id: int = 0
+    lora_path: str = ""
+
+
+Lora = LoRARequest | str | None  # a request, the name of an adapter that is loaded, or neither
+
+
 class LLM:
     """A model to ask.  `LLM("mead").generate(["What is DNS?"], temperature=0, max_tokens=64)[0].text`
 
     `model`: a built-in name, a GGUF file, a safetensors folder.  `max_model_len` caps the context below the
     model's own.  `draft` names a smaller model with the same vocabulary that guesses ahead: faster where it
-    guesses well, the same answers always.  Use it as a context manager, or `close()` it, to free the memory
-    early.
+    guesses well, the same answers always.  `adapters`: paths of LoRA adapters by the names that
+    `lora_request` chooses them by; any number of them answer side by side.  Use it as a context manager, or
+    `close()` it, to free the memory early.
     """
 
     def __init__(
@@ -76,6 +93,7 @@ class LLM:
         max_model_len: int | None = None,
         kv_format: str | None = None,
         draft: str | None = None,
+        adapters: Mapping[str, str] = NO_ADAPTERS,
         seed: int | None = None,
     ):
         self._model = Model.load(
@@ -85,8 +103,10 @@ class LLM:
             context=max_model_len,
             kv_format=kv_format,
             draft=draft,
+            adapters={name: str(path) for name, path in adapters.items()},
         )
         self._seed = seed
+        self._lora_paths: dict[str, str] = {}  # of the adapters that LoRARequests brought
 
     @property
     def model(self) -> Model:
@@ -101,18 +121,21 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        lora_request: Lora | Sequence[Lora] = None,
         **wishes: Any,
     ) -> list[RequestOutput]:
         """The answers to prompts, in their order: texts used as they are, or lists of token ids.
 
         Sampling parameters come as one object, one for each prompt, or as plain keywords; the fields of
-        StructuredOutputsParams may stand among these: `regex="[0-9]+"`.
+        StructuredOutputsParams may stand among these: `regex="[0-9]+"`.  `lora_request`: the adapter that
+        answers, or one for each prompt.
         Raises UsageError, CapacityError before anything is computed.
         """
         many = _prompts(prompts)
+        params = self._params(sampling_params, wishes, len(many))
         requests = [
-            ChatRequest(params=p, prompt=prompt if isinstance(prompt, str) else tuple(prompt))
-            for prompt, p in zip(many, self._params(sampling_params, wishes, len(many)), strict=True)
+            ChatRequest(params=p, prompt=prompt if isinstance(prompt, str) else tuple(prompt), adapter=a)
+            for prompt, p, a in zip(many, params, self._adapters(lora_request, len(many)), strict=True)
         ]
         return self._run(requests, use_tqdm)
 
@@ -124,25 +147,34 @@ class LLM:
         use_tqdm: bool = True,
         tools: Sequence[Mapping[str, Any]] = (),
         think: bool | None = None,
+        lora_request: Lora | Sequence[Lora] = None,
         **wishes: Any,
     ) -> list[RequestOutput]:
         """The answer to a conversation, or to each of several: dicts or Messages with `role` and
         `content`.
         """
         many = _conversations(messages)
+        params = self._params(sampling_params, wishes, len(many))
         requests = [
-            ChatRequest(params=p, messages=m, tools=tuple(tools or ()), think=think)
-            for m, p in zip(many, self._params(sampling_params, wishes, len(many)), strict=True)
+            ChatRequest(params=p, messages=m, tools=tuple(tools or ()), think=think, adapter=a)
+            for m, p, a in zip(many, params, self._adapters(lora_request, len(many)), strict=True)
         ]
         return self._run(requests, use_tqdm)
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **wishes: Any
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        lora_request: Lora = None,
+        **wishes: Any,
     ) -> Iterator[RequestOutput]:
         """The answer to one prompt as it grows: each item holds all of it so far, the last is `finished`."""
         (one,) = _prompts(prompt)
         (params,) = self._params(sampling_params, wishes, 1)
-        return self._grow(ChatRequest(params=params, prompt=one if isinstance(one, str) else tuple(one)))
+        (adapter,) = self._adapters(lora_request, 1)
+        prompt = one if isinstance(one, str) else tuple(one)
+        return self._grow(ChatRequest(params=params, prompt=prompt, adapter=adapter))
 
     def stream_chat(
         self,
@@ -151,16 +183,33 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         think: bool | None = None,
+        lora_request: Lora = None,
         **wishes: Any,
     ) -> Iterator[RequestOutput]:
         """The answer to one conversation as it grows."""
         (one,) = _conversations(messages)
         (params,) = self._params(sampling_params, wishes, 1)
-        return self._grow(ChatRequest(params=params, messages=one, tools=tuple(tools or ()), think=think))
+        (adapter,) = self._adapters(lora_request, 1)
+        request = ChatRequest(params=params, messages=one, tools=tuple(tools or ()), think=think)
+        return self._grow(replace(request, adapter=adapter))
 
     def embed(self, texts: str | Sequence[str]) -> list[list[float]]:
         """One embedding a text, as the model's pooling gives it."""
         return self._model.embed([texts] if isinstance(texts, str) else list(texts))
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterInfo]:
+        """The adapters that may be named, by name."""
+        return self._model.adapters
+
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """The adapter at `path` may be named from now on.  Raises UsageError, ModelError, CheckpointError."""
+        return self._model.load_adapter(name, str(path))
+
+    def unload_adapter(self, name: str) -> None:
+        """It may not be named any more, and is freed when nothing uses it.  Raises UsageError."""
+        self._model.unload_adapter(name)
+        self._lora_paths.pop(name, None)
 
     def stats(self) -> Stats:
         """What was computed so far, what was saved, and how full the KV cache is."""
@@ -195,6 +244,21 @@ class LLM:
         if len(many) != count:
             raise UsageError(f"{len(many)} sampling parameters for {count} prompts")
         return [replace(p, seed=self._seed) if p.seed is None else p for p in many]
+
+    def _adapters(self, given: Lora | Sequence[Lora], count: int) -> list[str]:
+        """The name of the adapter of each prompt, loaded if it is not; "" without one."""
+        many = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
+        if len(many) != count:
+            raise UsageError(f"{len(many)} LoRA requests for {count} prompts")
+        for lora in many:
+            if not isinstance(lora, LoRARequest | str | None):
+                raise UsageError(f"a LoRA request is {type(lora).__name__}", hint="use kvasir.LoRARequest")
+            if isinstance(lora, LoRARequest) and lora.lora_path:
+                path = str(lora.lora_path)
+                if self._lora_paths.get(lora.lora_name) != path:
+                    self._model.load_adapter(lora.lora_name, path)
+                    self._lora_paths[lora.lora_name] = path
+        return [lora.lora_name if isinstance(lora, LoRARequest) else lora or "" for lora in many]
 
     def _run(self, requests: list[ChatRequest], use_bar: bool) -> list[RequestOutput]:
         streams = self._submit(requests)

@@ -14,6 +14,10 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from kvasir.checkpoint.open import open_checkpoint
+from kvasir.models import build
+from kvasir.plan import ops
+from kvasir.store.names import BUILT_IN
 from tests.gguf_files import gemma, gpt_oss, llama, qwen35
 from tests.parity.cases import CASES, GOLDEN
 
@@ -31,6 +35,28 @@ def matrices(name: str) -> dict[str, Array]:
         for key, x in tensors.items()
         if x.ndim == 2 and key.endswith(".weight") and not any(part in key for part in left_alone)
     }
+
+
+def mead(path: Path, seed: int, loud: float = 3.0) -> Path:
+    """A random adapter of the built-in model, as llama.cpp writes it."""
+    plan, _ = build(open_checkpoint(BUILT_IN["mead"]))
+    rng, w = np.random.default_rng(seed), gguf.GGUFWriter(path, "qwen3")
+    w.add_type("adapter")
+    w.add_string("adapter.type", "lora")
+    w.add_float32("adapter.lora.alpha", 8 * loud)
+    for op in plan.ops:
+        if isinstance(op, ops.Linear) and op.weight.name != "token_embd":
+            o, d = op.weight.shape
+            for part, x in (
+                ("a", rng.standard_normal((8, d)) / d**0.5),
+                ("b", rng.standard_normal((o, 8)) / 8),
+            ):
+                w.add_tensor(f"{op.weight.name}.weight.lora_{part}", x.astype(np.float16))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path
 
 
 def pairs(name: str, seed: int = 0, rank: int = 4) -> dict[str, Pair]:

@@ -137,6 +137,7 @@ class Chat:
         self.think: bool | str | None = None
         self.form: StructuredOutputsParams | None = None
         self.verbose, self.wrap = False, True
+        self.adapter = ""
         self._loaded: Model | None = None  # by /load; ours to close
         self._keyboard: Keyboard | None = None
 
@@ -216,6 +217,7 @@ class Chat:
             prompt=text if plain else None,
             think=self.think,
             max_context=options.max_context,
+            adapter=self.adapter,
         )
         writer = Writer(sys.stdout, width_of(sys.stdout) if self.wrap and not self.form else None)
         try:
@@ -245,7 +247,7 @@ class Chat:
         if self._loaded:
             self._loaded.close()
         self.model = self._loaded = model
-        self.messages = []
+        self.messages, self.adapter = [], ""
         print(f"Loaded {model.info.name}\n")
 
     def _set(self, rest: list[str], text: str) -> None:

@@ -27,6 +27,7 @@ THINK: dict[str, bool | str] = {
     **{n: n for n in ("low", "medium", "high", "max")},
 }
 MAX_STDIN = 64 << 20
+ADAPTER = "adapter"  # the name of the one that --adapter brings
 
 
 def command(words: Sequence[str], settings: Settings) -> int:
@@ -42,7 +43,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
         )
     waiting = Waiting(f"loading {values.model}")
     try:
-        model = load(values.model, settings, waiting, values.draft)
+        model = load(values.model, settings, waiting, values.draft, values.adapter)
     except BaseException:
         waiting.stop()
         raise
@@ -55,13 +56,23 @@ def command(words: Sequence[str], settings: Settings) -> int:
         model.close()
 
 
-def load(name: str, settings: Settings, waiting: Waiting, draft: str | None = None) -> Model:
-    """The model called `name`, with the settings' threads and cache format."""
+def load(
+    name: str, settings: Settings, waiting: Waiting, draft: str | None = None, adapter: str | None = None
+) -> Model:
+    """The model called `name`, with the settings' threads and cache format, and the adapter at a path."""
 
     def progress(stage: str) -> None:
         waiting.say(f"loading {name}: {stage}")
 
-    return Model.load(name, threads=settings.threads, kv_format=settings.kv, draft=draft, progress=progress)
+    adapters = {ADAPTER: adapter} if adapter else {}
+    return Model.load(
+        name,
+        threads=settings.threads,
+        kv_format=settings.kv,
+        draft=draft,
+        adapters=adapters,
+        progress=progress,
+    )
 
 
 def parser() -> Parser:
@@ -75,6 +86,9 @@ def parser() -> Parser:
     )
     it.add_argument(
         "--draft", metavar="MODEL", help="a smaller model with the same vocabulary that guesses ahead"
+    )
+    it.add_argument(
+        "--adapter", metavar="PATH", help="a LoRA adapter of the model: a PEFT folder or a GGUF file"
     )
     it.add_argument("--verbose", action="store_true", help="print timings after the answer")
     it.add_argument("--think", metavar="LEVEL", help="think first: true, false, low, medium, high or max")
@@ -185,6 +199,7 @@ def _once(
         print(json.dumps(model.embed([prompt])[0]))
         return 0
     request = first_request(model, options, prompt, values.system or "", values.raw, think)
+    request = replace(request, adapter=ADAPTER if values.adapter else "")
     whole = values.nowordwrap or options.params.constraint is not None
     writer = Writer(sys.stdout, None if whole else width_of(sys.stdout))
     said = answer(model, request, writer, waiting)
@@ -218,4 +233,5 @@ def _chat(model: Model, values: argparse.Namespace, settings: Settings, think: b
     chat.form = form_of(values.format)
     chat.system, chat.think, chat.raw = values.system or "", think, values.raw
     chat.verbose, chat.wrap = values.verbose, not values.nowordwrap
+    chat.adapter = ADAPTER if values.adapter else ""
     return chat.talk(keyboard())

@@ -15,6 +15,7 @@ import numpy as np
 
 from kvasir.backends.base import BLOCK, Batch, Floats, Program
 from kvasir.chat import FinishReason, TokenLogprob
+from kvasir.engine.adapters import Adapters
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.cost import StepCost
 from kvasir.engine.drafts import Drafter, NgramDrafter, Speculation
@@ -22,7 +23,7 @@ from kvasir.engine.masks import Masks, permit
 from kvasir.engine.scheduler import Part, Scheduler
 from kvasir.engine.sequence import Sequence
 from kvasir.engine.stats import Stats, Totals
-from kvasir.errors import UsageError
+from kvasir.errors import CapacityError, UsageError
 from kvasir.grammar.guide import Guide
 from kvasir.sampling import ID_LISTS, SamplingParams, logprobs, uniform
 
@@ -66,6 +67,7 @@ class Engine:
         self.pool = BlockPool(memory.n_blocks)
         self.cost, self.totals = StepCost(), Totals()
         self.masks = Masks()
+        self.adapters = Adapters(program)
         self.scheduler = Scheduler(
             self.pool,
             memory.n_slots if slotted else 0,
@@ -101,8 +103,10 @@ class Engine:
         tenant: str = "",
         priority: int = 0,
         guide: Guide | None = None,
+        adapter: str = "",
     ) -> Sequence:
-        """A new sequence, checked and not yet added.  `guide` holds its answer to a form.
+        """A new sequence, checked and not yet added.  `guide` holds its answer to a form; `adapter` is the
+        key of one that is loaded.
 
         Raises UsageError when the prompt is empty, leaves no room for an answer, or names tokens out of
         range.
@@ -128,6 +132,7 @@ class Engine:
             tenant=tenant,
             priority=priority,
             guide=guide,
+            adapter=adapter,
         )
 
     @property
@@ -142,14 +147,22 @@ class Engine:
         return self.program.plan.output.width
 
     def add(self, sequence: Sequence) -> None:
-        """Queues it.  Raises CapacityError when the cache could never hold it."""
-        self.scheduler.add(sequence)
+        """Queues it.  Raises CapacityError when the cache could never hold it, UsageError when its adapter is
+        not loaded.
+        """
+        self.adapters.enter(sequence)
+        try:
+            self.scheduler.add(sequence)
+        except CapacityError:
+            self.adapters.leave(sequence)
+            raise
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Ends it now (a stop string, a client that left); nothing happens if it has ended already."""
         if sequence.finished is None:
             self.scheduler.finish(sequence, reason)
             self.totals.ended(sequence, reason)
+            self.adapters.leave(sequence)
             if self.speculation:
                 self.speculation.forget(sequence)
 
@@ -302,6 +315,7 @@ class Engine:
             blocks=blocks,
             slots=np.array([p.sequence.slot for p in parts], np.int32),
             logit_rows=np.array(wanted, np.int32),
+            adapters=self.adapters.of([p.sequence for p in parts]),
         )
 
     def _extend(self, sequence: Sequence, row: Floats, bars: Floats | None) -> Token:

@@ -18,7 +18,8 @@ class Sequence:
 
     `tokens[:n_prompt]` were given, the rest were generated; the cache holds the first `n_computed` of them in
     `blocks`; the first `n_filed` blocks are those of the prefix cache's path to `node`.  `limit` is the most
-    tokens the sequence may ever have.  Times are seconds of `perf_counter`.
+    tokens the sequence may ever have.  `adapter`: the key of the adapter that it is computed with, or empty.
+    Times are seconds of `perf_counter`.
     """
 
     tokens: list[int]

@@ -13,14 +13,15 @@ import sys
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from time import monotonic
 
 from kvasir.chat import ChatRequest, Embedding, Spelled
-from kvasir.errors import CapacityError, KvasirError, Lost
+from kvasir.errors import CapacityError, KvasirError, Lost, UsageError
 from kvasir.runner import messages
+from kvasir.runner.adapters import AdapterInfo
 from kvasir.runner.inspect import ModelInfo
 from kvasir.runner.messages import Answer, Batch, Failed, Frame, Frames, Load, Progress, Ready, error_of
 from kvasir.runner.pulse import Pulse, Watch, outside
@@ -29,6 +30,7 @@ from kvasir.runner.stream import Stream
 
 log = logging.getLogger("kvasir")
 
+NO_ADAPTERS: Mapping[str, str] = {}
 LOOK_S = 1.0  # between two looks at a process that says nothing
 CLOSE_S = 5.0  # a process that was told to end is killed after
 LAST_LINES = 20  # of its standard error, kept for the reason of its end
@@ -91,6 +93,7 @@ class ModelProcess:
     has_template: bool
     load_s: float
     referenced: frozenset[str]
+    adapters: Mapping[str, AdapterInfo]
 
     def __init__(self, wishes: Load, progress: Callable[[str], None], started: Started):
         self.name, self._wishes, self._progress = wishes.name, wishes, progress
@@ -120,6 +123,7 @@ class ModelProcess:
         n_blocks: int | None = None,
         kv_format: str | None = None,
         draft: str | None = None,
+        adapters: Mapping[str, str] = NO_ADAPTERS,
         nth: int = 1,
         progress: Callable[[str], None] = lambda stage: None,
         spare: Started | None = None,
@@ -129,7 +133,7 @@ class ModelProcess:
         `spare` is a process to take for it, if it is still there and nobody has taken it before.
         Raises what `Model.load` raises, and Lost when the process ended meanwhile; none is left then.
         """
-        wishes = Load(name, backend, threads, context, n_blocks, kv_format, draft, nth)
+        wishes = Load(name, backend, threads, context, n_blocks, kv_format, draft, nth, dict(adapters))
         started = spare if spare and spare.take() else Started(name)
         model = cls(wishes, progress, started)
         try:
@@ -199,6 +203,19 @@ class ModelProcess:
         """Token ids as text.  Raises what `Model.spell` raises, and Lost."""
         answer = self._call(lambda id: messages.Spell(id, list(token_ids)))
         return Spelled(answer.text, tuple(answer.pieces))
+
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Requests may choose this adapter by `name` from now on.  Raises what `Model.load_adapter` raises,
+        and Lost.
+        """
+        if not path:
+            raise UsageError("the adapter's path is empty")
+        self.adapters = self._call(lambda id: messages.Adapt(id, name, path)).adapters
+        return self.adapters[name]
+
+    def unload_adapter(self, name: str) -> None:
+        """No request may choose it any more.  Raises what `Model.unload_adapter` raises, and Lost."""
+        self.adapters = self._call(lambda id: messages.Adapt(id, name, "")).adapters
 
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for.  Only while idle."""
@@ -306,7 +323,7 @@ class ModelProcess:
             self._progress(frame.stage)
         elif isinstance(frame, Ready):
             self.info, self.has_template, self.load_s = frame.info, frame.has_template, frame.load_s
-            self.referenced = frozenset(frame.referenced)
+            self.referenced, self.adapters = frozenset(frame.referenced), frame.adapters
             self._loaded.set()
         elif isinstance(frame, Failed):
             self._error = error_of(frame.failure)

@@ -19,6 +19,7 @@ import msgspec
 from kvasir import errors
 from kvasir.chat import ChatRequest, Delta, Finished
 from kvasir.errors import Bug, Busy, KvasirError, UsageError
+from kvasir.runner.adapters import AdapterInfo
 from kvasir.runner.inspect import ModelInfo
 from kvasir.runner.pulse import Pulse
 
@@ -42,6 +43,7 @@ class Load(Frame):
     kv_format: str | None = None
     draft: str | None = None
     nth: int = 1
+    adapters: dict[str, str] = {}
 
 
 class Submit(Frame):
@@ -67,6 +69,14 @@ class Tokenize(Frame):
 class Spell(Frame):
     id: int
     token_ids: list[int]
+
+
+class Adapt(Frame):
+    """Asks for the adapter at `path` under `name`, or without a path for its end."""
+
+    id: int
+    name: str
+    path: str
 
 
 class Check(Frame):
@@ -101,6 +111,7 @@ class Ready(Frame):
     has_template: bool
     load_s: float
     referenced: list[str]
+    adapters: dict[str, AdapterInfo] = {}
 
 
 class Failed(Frame):
@@ -134,7 +145,7 @@ class Batch(Frame):
 
 class Answer(Frame):
     """The result of an Embed, each embedding as its float32s, tokens, and tokens cut off; of a Tokenize, a
-    Spell, or a Check.
+    Spell, an Adapt (all adapters that there are then), or a Check.
     """
 
     id: int
@@ -143,9 +154,10 @@ class Answer(Frame):
     tokens: list[int] = []
     text: str = ""
     pieces: list[bytes] = []
+    adapters: dict[str, AdapterInfo] = {}
 
 
-ToRunner = Load | Submit | Cancel | Embed | Tokenize | Spell | Check | Close
+ToRunner = Load | Submit | Cancel | Embed | Tokenize | Spell | Adapt | Check | Close
 FromRunner = Progress | Ready | Failed | Batch | Answer
 
 

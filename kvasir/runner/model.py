@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import atexit
-import math
-import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
 
 from kvasir import faults
-from kvasir.backends.base import BLOCK, Backend, Memory
+from kvasir.backends.base import Backend, Memory
 from kvasir.backends.cpu import CpuBackend
 from kvasir.backends.cpu_check import CheckedBackend
 from kvasir.backends.packed import Packed, cache_folder, source_of
@@ -29,22 +28,21 @@ from kvasir.errors import Bug, CapacityError, KvasirError, UsageError
 from kvasir.grammar.compile import Grammars
 from kvasir.models import build
 from kvasir.native import kernels
-from kvasir.plan import Plan
-from kvasir.plan.show import KV_BYTES
+from kvasir.plan.passes import adapt
+from kvasir.runner.adapters import AdapterInfo, Base, unknown
 from kvasir.runner.inspect import ModelInfo, info
+from kvasir.runner.memory import MAX_SEQUENCES, memory_for
 from kvasir.runner.parsed import Parsed
 from kvasir.runner.prompt import Prompter, tokenizer_of
 from kvasir.runner.pulse import Pacer, Pulse
 from kvasir.runner.stream import Stream
 from kvasir.runner.watch import watched
-from kvasir.settings import KV_FORMATS, Settings, read_settings
+from kvasir.settings import Settings, read_settings
 from kvasir.store.names import find
 from kvasir.text.stream import TextStream
 from kvasir.text.tokenizer import Tokenizer
 
-MAX_SEQUENCES = 64  # answers computed at the same time; more wait their turn
-DEFAULT_CONTEXT = 32768  # positions, for models that name no limit
-CACHE_SEQUENCES = 8  # the cache is sized for as many sequences of full length, if memory allows
+NO_ADAPTERS: Mapping[str, str] = {}
 
 
 @dataclass(eq=False)
@@ -62,14 +60,24 @@ class _Inbox:
 
     new: list[list[_Answer]] = field(default_factory=list)
     cancelled: list[Stream] = field(default_factory=list)
+    calls: list[tuple[Callable[[], None], Future[None]]] = field(default_factory=list)  # between two steps
     closing: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.new or self.cancelled or self.calls or self.closing)
 
 
 class Model:
     """One loaded model with an engine thread of its own.  Thread-safe."""
 
-    def __init__(self, info: ModelInfo, prompter: Prompter, engine: Engine, load_s: float):
+    def __init__(
+        self, info: ModelInfo, prompter: Prompter, engine: Engine, load_s: float, base: Base | None = None
+    ):
+        """`base`: what adapters must fit; None: it takes none."""
         self.info, self.prompter, self.load_s = info, prompter, load_s
+        self._base, self._adapters = base, dict[str, AdapterInfo]()
+        self._loading = threading.Lock()  # one adapter after another
         self._engine = engine
         self._grammars = Grammars(prompter.tokenizer, engine.n_logits, engine.eos_ids)
         self._answers: dict[Sequence, _Answer] = {}
@@ -92,13 +100,15 @@ class Model:
         n_blocks: int | None = None,
         kv_format: str | None = None,
         draft: str | None = None,
+        adapters: Mapping[str, str] = NO_ADAPTERS,
         progress: Callable[[str], None] = lambda stage: None,
     ) -> Model:
         """Opens, checks, repacks and starts the model called `name`.
 
         `context` caps the positions of every sequence below the model's own; `n_blocks` sizes the KV cache in
         blocks of 16 tokens (default: by the memory there is).  `draft` names a smaller model with the same
-        vocabulary that guesses tokens to come; without it the text so far does.
+        vocabulary that guesses tokens to come; without it the text so far does.  `adapters`: paths of LoRA
+        adapters by the names that requests choose them by.
         Raises UsageError, ModelError, CheckpointError, CapacityError; nothing that was started is left then.
         """
         if context is not None and context < 0:
@@ -118,16 +128,25 @@ class Model:
             progress("repacking the weights")
             faults.reach("runner.repack")
             runs_on = backend_named(backend, threads, switches.check, packed)
-            program = runs_on.compile(plan, weights, memory)
+            takes_adapters = plan.output is not None and plan.output.rows != "N"
+            program = runs_on.compile(adapt(plan) if takes_adapters else plan, weights, memory)
             drafter: ModelDrafter | Literal["ngram"] = "ngram"
             if draft:
                 drafter = draft_model(draft, prompter.tokenizer, runs_on, memory)
             engine = Engine(
                 watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES, drafter=drafter
             )
-            model = cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start)
+            base = Base(checkpoint.config, plan)
+            model = cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start, base)
         except BaseException:  # Ctrl-C included
             prompter.close()
+            raise
+        try:
+            for adapter, path in adapters.items():
+                progress(f"loading the adapter {adapter}")
+                model.load_adapter(adapter, path)
+        except BaseException:
+            model.close()
             raise
         if switches.debug:
             print(f"kvasir: loaded {model.info.name} in {model.load_s:.3f} s, {memory}", file=sys.stderr)
@@ -141,6 +160,7 @@ class Model:
         """
         if self.is_embedding:
             raise UsageError(f"{self.info.name} is an embedding model and writes no text", hint="use embed")
+        adapter = self._adapter(request.adapter)
         limit = self._engine.limit(request.max_context)
         tokens, n_truncated = self.prompter.tokens(request, limit)
         stream = Stream(request.params.n, tuple(tokens), self._cancel, n_truncated)
@@ -152,12 +172,15 @@ class Model:
             sequence = self._engine.sequence(
                 tokens, params, request.max_context, index, n_truncated,
                 tenant=request.tenant, priority=request.priority, guide=guide,
+                adapter=adapter.key if adapter else "",
             )  # fmt: skip
             text = self._text(request, tokens)
             answers.append(_Answer(sequence, text, stream))
         with self._changed:
             if self._inbox.closing:
                 raise CapacityError(f"{self.info.name} is being unloaded", hint="try again")
+            if adapter is not self._adapter(request.adapter):
+                raise UsageError(f"the adapter {request.adapter} was exchanged meanwhile", hint="ask again")
             self._inbox.new.append(answers)
             self._changed.notify()
         return stream
@@ -174,6 +197,66 @@ class Model:
             # A constrained answer has no space but its own.
             bool(request.messages) and params.constraint is None,
         )
+
+    # -- adapters -----------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterInfo]:
+        """The adapters that requests may choose, by name."""
+        with self._changed:
+            return dict(self._adapters)
+
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Requests may choose this adapter by `name` from now on; answers under way go on meanwhile.
+
+        Raises UsageError (a name that is taken, a model that takes none), and what `Base.open` raises.
+        """
+        if self._base is None:
+            raise UsageError(f"{self.info.name} takes no adapters")
+        with self._loading:
+            found, fitted = self._base.open(name, path)
+            own = self.adapters.get(name)
+            if own and own.key == found.key:
+                return own
+            if own:
+                raise UsageError(f"another adapter is called {name}", hint="unload it, or choose a name")
+            self._between_steps(lambda: self._engine.adapters.load(found.key, fitted))
+            with self._changed:
+                self._adapters[name] = found
+            return found
+
+    def unload_adapter(self, name: str) -> None:
+        """No request may choose it any more; it is freed when the last answer that uses it has ended.
+
+        Raises UsageError when there is none of that name.
+        """
+        with self._loading, self._changed:
+            key = self._known(name).key
+            del self._adapters[name]
+            if any(other.key == key for other in self._adapters.values()):
+                return
+            self._inbox.calls.append((lambda: self._engine.adapters.unload(key), Future()))
+            self._changed.notify()
+
+    def _adapter(self, name: str) -> AdapterInfo | None:
+        return self._known(name) if name else None
+
+    def _known(self, name: str) -> AdapterInfo:
+        if name not in self._adapters:
+            raise unknown(name, self._adapters)
+        return self._adapters[name]
+
+    def _between_steps(self, work: Callable[[], None]) -> None:
+        """Does the work on the engine's thread.  Raises what it raises, and CapacityError when that ends."""
+        done = Future[None]()
+        with self._changed:
+            if self._inbox.closing:
+                raise CapacityError(f"{self.info.name} is being unloaded", hint="try again")
+            self._inbox.calls.append((work, done))
+            self._changed.notify()
+        done.result()
+
+    # -- what else it can be asked ------------------------------------------------------------------
 
     def embed(self, texts: list[str]) -> list[list[float]]:
         """One embedding [D] a text, as the model's pooling gives it (not normalized).
@@ -273,9 +356,7 @@ class Model:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (
-                    self._engine.has_work or self._inbox.new or self._inbox.cancelled or self._inbox.closing
-                ):
+                while not self._engine.has_work and self._inbox.is_empty:
                     self._changed.wait()
                 inbox, self._inbox = self._inbox, _Inbox(closing=self._inbox.closing)
             with self._step_lock:
@@ -285,6 +366,8 @@ class Model:
                         answers[0].stream.put(
                             CapacityError(f"{self.info.name} was unloaded", hint="try again")
                         )
+                    for _, done in inbox.calls:
+                        done.set_exception(CapacityError(f"{self.info.name} was unloaded", hint="try again"))
                     return
                 with self.pacer.step():
                     self._turn(inbox)
@@ -296,6 +379,13 @@ class Model:
             self._engine.add(answer.sequence)
         if inbox.cancelled:
             self._abort(lambda a: a.stream in inbox.cancelled)
+        for work, done in inbox.calls:
+            try:
+                work()
+            except Exception as failure:
+                done.set_exception(failure)
+            else:
+                done.set_result(None)
         try:
             if faults.armed() and self._answers:
                 self._reach()
@@ -426,41 +516,3 @@ def draft_model(name: str, tokenizer: Tokenizer, backend: Backend, memory: Memor
     if plan.output is None or plan.output.rows == "N":
         raise UsageError(f"{name} is an embedding model and guesses nothing")
     return ModelDrafter(backend.compile(plan, weights, Memory(memory.n_blocks, 1, memory.kv_format)))
-
-
-def memory_for(plan: Plan, kv_format: str, n_blocks: int | None, cache_gb: float | None = None) -> Memory:
-    """Room for the plan's states: eight sequences of full length, in at most half of the free memory.
-
-    `cache_gb` or `n_blocks` set the cache's size instead.  Pages of the cache are touched only when a
-    sequence grows into them, so what is not used costs nothing.  Raises CapacityError when none fits.
-    """
-    if kv_format not in KV_FORMATS:
-        raise UsageError(f"KV cache format {kv_format!r} is unknown", hint=f"one of {', '.join(KV_FORMATS)}")
-    room = int(cache_gb * 1e9) if cache_gb else available_bytes() // 2
-    slot_bytes = sum(s.width for s in plan.states.values() if s.kind == "slot") * 4
-    n_slots = max(1, min(MAX_SEQUENCES, room // 4 // slot_bytes)) if slot_bytes else 1
-    token_numbers = sum(s.width for s in plan.states.values() if s.kind == "paged")
-    block_bytes = math.ceil(token_numbers * KV_BYTES[kv_format] * BLOCK)
-    if n_blocks is None:
-        each = -(-(plan.context or DEFAULT_CONTEXT) // BLOCK)
-        n_blocks = each * (MAX_SEQUENCES if cache_gb else CACHE_SEQUENCES)
-        if block_bytes:  # an encoder keeps nothing, and its blocks cost nothing
-            n_blocks = min(n_blocks, (room - n_slots * slot_bytes) // block_bytes)
-    if n_blocks < 1:
-        raise CapacityError(
-            f"one block of the KV cache needs {block_bytes:,} bytes and {room:,} may be used",
-            hint="close other programs, raise KVASIR_CACHE_GB, or choose a smaller model",
-        )
-    return Memory(n_blocks, n_slots, kv_format)
-
-
-def available_bytes() -> int:
-    """Memory that can be had without swapping."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

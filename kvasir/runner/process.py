@@ -139,6 +139,8 @@ class Runner:
             self._pool.submit(self._tokenize, frame)
         elif isinstance(frame, messages.Spell):
             self._pool.submit(self._spell, frame)
+        elif isinstance(frame, messages.Adapt):
+            self._pool.submit(self._adapt, frame)
         elif isinstance(frame, messages.Check):
             self._pool.submit(self._check, frame.id)
 
@@ -210,6 +212,16 @@ class Runner:
         except BaseException as error:
             self._outbox.put(Answer(frame.id, failure(error)))
 
+    def _adapt(self, frame: messages.Adapt) -> None:
+        try:
+            if frame.path:
+                self._model.load_adapter(frame.name, frame.path)
+            else:
+                self._model.unload_adapter(frame.name)
+            self._outbox.put(Answer(frame.id, adapters=dict(self._model.adapters)))
+        except BaseException as error:
+            self._outbox.put(Answer(frame.id, failure(error)))
+
     def _check(self, id: int) -> None:
         try:
             self._model.check()
@@ -231,13 +243,15 @@ def load(frame: Load, outbox: Outbox) -> Model | None:
             n_blocks=frame.n_blocks,
             kv_format=frame.kv_format,
             draft=frame.draft,
+            adapters=frame.adapters,
             progress=lambda stage: outbox.put(Progress(stage)),
         )
     except BaseException as error:
         outbox.put(Failed(failure(error)))
         return None
     outbox.pulse = lambda: model.pulse
-    outbox.put(Ready(model.info, model.has_template, model.load_s, sorted(model.referenced)))
+    told = sorted(model.referenced), dict(model.adapters)
+    outbox.put(Ready(model.info, model.has_template, model.load_s, *told))
     return model
 
 

@@ -81,7 +81,7 @@ def test_a_load_that_fails_leaves_no_process(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(runner, "find", lambda name: SimpleNamespace(path=Path("x"), made=None))
     monkeypatch.setattr(runner, "open_checkpoint", lambda path: None)
     monkeypatch.setattr(runner, "build", lambda checkpoint, context: (program("llama").plan, {}))
-    monkeypatch.setattr(runner.Prompter, "of", lambda checkpoint: prompter)
+    monkeypatch.setattr(runner.Prompter, "of", lambda *_: prompter)
     with pytest.raises(UsageError, match="unknown backend"):
         Model.load("x", backend="none")
     assert worker._process.poll() is not None

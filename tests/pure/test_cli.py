@@ -86,6 +86,15 @@ def test_run_options(model: FakeModel, capsys) -> None:
     assert "eval count:           2 token(s)\n" in err
 
 
+def test_an_adapter_answers(model: FakeModel, monkeypatch) -> None:
+    loads = []
+    monkeypatch.setattr(Model, "load", lambda name, **how: loads.append(how["adapters"]) or model)
+    assert main(["run", "mead", "--adapter", "pirate.gguf", "hi"]) == 0
+    assert list(loads[0].values()) == ["pirate.gguf"] and model.requests[-1].adapter in loads[0]
+    assert main(["run", "mead", "hi"]) == 0
+    assert loads[1] == {} and model.requests[-1].adapter == ""
+
+
 def test_format(model: FakeModel, tmp_path, capsys) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "array"}')
