@@ -226,7 +226,7 @@ def to_request(asked: Asked, capabilities: tuple[str, ...], has_template: bool) 
             raise UsageError("system: this model has no chat template, so it takes no system message")
         return ChatRequest(prompt=asked.prompt, **common)
     system = (Message("system", asked.system),) if asked.system else ()
-    return ChatRequest(messages=(*system, Message("user", asked.prompt)), parse=True, **common)
+    return ChatRequest(messages=(*system, Message("user", asked.prompt)), **common)
 
 
 class Reply:

@@ -69,9 +69,10 @@ class Answer:
             self._advance()
         return self._writer.taken()
 
-    def finish(self) -> list[Part]:
+    def finish(self, cut: bool = False) -> list[Part]:
+        """`cut`: the answer did not end by itself."""
         if not self._reader.ended:
-            self._reader.ended = True
+            self._reader.ended, self._reader.cut = True, cut
             self._advance()
             self._writer.flush()
         return self._writer.taken()
@@ -151,7 +152,7 @@ def _last_calls(reader: Reader, family: Family, mark: str, tools: Tools) -> Step
         yield from reader.space()
         opened = yield from reader.accept(*family.opens)
     else:
-        if not (yield from reader.peek()):
+        if not (yield from reader.peek()) and not reader.cut:
             reader.commit(begun)
             return found
     return mark + reader.commit(begun)

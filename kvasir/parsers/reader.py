@@ -19,7 +19,7 @@ class Marks:
         self.all = tuple(dict.fromkeys(marks))
         assert not any(a != b and b.startswith(a) for a in self.all for b in self.all), self.all
         self._longest = max(map(len, self.all), default=0)
-        self._firsts = frozenset(mark[0] for mark in self.all)
+        self._beginnings = frozenset(mark[:n] for mark in self.all for n in range(1, len(mark)))
         self._pattern = re.compile("|".join(map(re.escape, self.all)) if self.all else r"(?!)")
 
     def find(self, text: str, start: int) -> re.Match[str] | None:
@@ -28,7 +28,7 @@ class Marks:
     def held(self, text: str, start: int) -> int:
         """How many letters at the end may be the beginning of a mark."""
         for at in range(max(start, len(text) - self._longest + 1), len(text)):
-            if text[at] in self._firsts and any(mark.startswith(text[at:]) for mark in self.all):
+            if text[at:] in self._beginnings:
                 return len(text) - at
         return 0
 
@@ -42,7 +42,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.text, self.at = "", 0  # what is before `at` has been read
-        self.ended = False
+        self.ended = self.cut = False  # cut: it ended because it was too long
         self._taken: list[str] = []
         self._attempts = 0
 
@@ -56,6 +56,12 @@ class Reader:
         if self._attempts:
             self._taken.append(taken)
         return taken
+
+    def back(self, mark: str) -> None:
+        """Gives the mark back that was read last."""
+        self.at -= len(mark)
+        if self._attempts:
+            self._taken.pop()
 
     def begin(self) -> int:
         """From here on what is read can be given back by `undo`, until `commit`."""

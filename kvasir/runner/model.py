@@ -420,7 +420,8 @@ class Model:
         deltas = [] if last else _deltas(answer.text.push(token.token_id))
         reason = token.finished
         if reason and answer.text.stopped is None:
-            deltas += _deltas(answer.text.finish())
+            rest = answer.text
+            deltas += _deltas(rest.finish(reason != "stop") if isinstance(rest, Parsed) else rest.finish())
         if answer.text.stopped is not None:
             reason = "stop"
         elif isinstance(answer.text, Parsed) and (

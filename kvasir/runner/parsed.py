@@ -53,9 +53,9 @@ class Parsed:
         """What is certain once the token is known, in order; often nothing."""
         return self._deltas(self._answer.push(self._stream.push(token_id)))
 
-    def finish(self) -> list[Delta]:
-        """What was held back: no more tokens come."""
-        parts = self._answer.push(self._stream.finish()) + self._answer.finish()
+    def finish(self, cut: bool = False) -> list[Delta]:
+        """What was held back: no more tokens come.  `cut`: there was no room for more."""
+        parts = self._answer.push(self._stream.finish()) + self._answer.finish(cut)
         deltas = self._deltas(parts)
         rest = self._stops.finish()
         return [*deltas, Delta(rest)] if rest else deltas

@@ -47,12 +47,12 @@ def test_every_cutting_gives_the_same(family, data, state, max_calls):
 @pytest.mark.parametrize("family", ALL, ids=lambda f: f.name)
 def test_a_hostile_answer_takes_linear_time(family):
     """Half calls in great number, a letter at a time; what is quadratic takes minutes."""
-    marks = [*family.opens, *family.marks]
-    shapes = ['{"a":', "[f(a=", "<tool_call>", "[", '"', "{'", " ", '{"a":"', "<", *marks]
-    shapes += [mark + '{"name": "f", "arguments": {"a": "' for mark in marks]
-    shapes += [mark[:-1] for mark in marks] + [mark + "\n" for mark in marks]
+    marks = dict.fromkeys([*family.opens, *family.marks])
+    opened = [mark + '{"name": "f", "arguments": {"a": "' for mark in marks]
+    shapes = ['{"a":', "[f(a=", "<tool_call>", '"', " ", '{"a":"', "<", "[", *marks, *opened]
     for shape in shapes:
-        text = (shape * (20_000 // len(shape) + 1))[:20_000]
-        began = time.perf_counter()
-        taken(family, list(text))
-        assert time.perf_counter() - began < 3.0, shape
+        for size, step in ((10_000, 1), (100_000, 100_000)):
+            text = (shape * (size // len(shape) + 1))[:size]
+            began = time.process_time()
+            taken(family, [text[i : i + step] for i in range(0, size, step)])
+            assert time.process_time() - began < 2.0, shape

@@ -120,4 +120,4 @@ def test_which_templates_are_of_this_family():
     assert found.name == "hermes" and found.pair.open == "<think>"
     assert family_of("<tool_call>[THINK] [/THINK]").pair.open == "[THINK]"
     assert family_of("<tool_call>", {"◁think▷", "◁/think▷"}.__contains__).pair.open == "◁think▷"
-    assert family_of("").name == "plain"
+    assert family_of("").name == "json"
