@@ -1,6 +1,7 @@
 """What all benchmarks share: machine and commit in a line, medians with their spread, the limit beside.
 
 Progress goes to standard error.  Standard output is a table and, as its last line, one JSON object.
+Prompts are not kept on disk meanwhile, but where a benchmark says so: a second run would be quicker.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = 5
+os.environ.setdefault("KVASIR_CACHE_DISK_GB", "0")
 SWEEP_MB = 512  # read for the bandwidth: far beyond any cache
 
 

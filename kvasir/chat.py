@@ -43,11 +43,13 @@ class ChatRequest:
     both lengths, unless `truncate`: then the oldest tokens go, and `Metrics.n_truncated` says how many.
     `adapter` names one of the model's LoRA adapters that answers; empty: the model alone does.
     Requests of one `tenant` share what is computed of their prompts; others never see it.  Higher `priority`
-    is let in first.  With `parse` the answer comes in its parts, thoughts, text and calls of tools, as the
-    model's family marks them; else it is the text that the model writes.  `tool_choice`: "auto", "none",
-    "required" (some tool must be called), or the name of the tool that must be.  `template_values`: further
-    variables for the template.  The answer opens a turn, unless `opens_turn` is False; with `continues` it
-    goes on with the last message, which the template leaves open.
+    is let in first.  `pin`: the whole blocks of its prompt stay in the prefix cache for an hour after their
+    last use, and longest on disk; refused where too much is pinned.  With `parse` the answer comes in its
+    parts, thoughts, text and calls of tools, as the model's family marks them; else it is the text that the
+    model writes.  `tool_choice`: "auto", "none", "required" (some tool must be called), or the name of the
+    tool that must be.  `template_values`: further variables for the template.  The answer opens a turn,
+    unless `opens_turn` is False; with `continues` it goes on with the last message, which the template
+    leaves open.
     """
 
     params: SamplingParams
@@ -65,6 +67,7 @@ class ChatRequest:
     truncate: bool = False
     tenant: str = ""
     priority: int = 0
+    pin: bool = False
     template_values: Mapping[str, Any] = field(default_factory=dict)
     opens_turn: bool = True
     continues: bool = False

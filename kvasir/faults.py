@@ -29,6 +29,8 @@ POINTS = {
     "runner.decode": "before each step in which every answer has one",
     "runner.embed": "before texts are embedded",
     "runner.send": "before each frame that the process sends to the server",
+    "cache.write": "in the middle of each block that is written to disk",
+    "cache.read": "before each block that is read from disk",
 }
 SPEC = re.compile(r"([a-z.]+)(?:@([^@,]+?))?:(\d{1,9}):([a-z]+)(?::(\d{1,9}))?")
 
@@ -50,6 +52,10 @@ def _oserror() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def _eio() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 def _memory() -> None:
     raise MemoryError
 
@@ -62,6 +68,7 @@ ACTIONS: dict[str, tuple[Callable[[], None], str]] = {
     "hang": (_hang, "the thread that passes never comes back; the others go on"),
     "raise": (_raise, "an exception that nobody expects"),
     "oserror": (_oserror, "no space left on the device"),
+    "eio": (_eio, "the disk fails"),
     "memory": (_memory, "no memory left"),
 }  # fmt: skip
 

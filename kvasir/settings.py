@@ -46,6 +46,7 @@ class Settings:
     cache_gb: float | None = None
     kv: str = "f16"
     packed_gb: float = 10.0
+    cache_disk_gb: float = 5.0
     debug: int = 0
     check: bool = False
     faults: tuple[Fault, ...] = ()
@@ -141,6 +142,9 @@ SWITCHES: tuple[Switch, ...] = (
     Switch("KVASIR_PACKED_GB", "packed_gb", _gigabytes_or_none, "number",
            "disk for repacked weights, so that a large model's next start takes a fraction of a second: "
            "in ~/.cache/kvasir/packed (or XDG_CACHE_HOME), at most 10; 0 keeps none"),
+    Switch("KVASIR_CACHE_DISK_GB", "cache_disk_gb", _gigabytes_or_none, "number",
+           "disk for prompts and answers as the KV cache holds them, so that a prefix is not computed again "
+           "after a restart: in ~/.cache/kvasir/prefix (or XDG_CACHE_HOME), at most 5; 0 keeps none"),
     Switch("KVASIR_DEBUG", "debug", _integer(0, 4), "0..4",
            "1 loads and batches; 2 a line a step; 3 time and bandwidth an op; 4 min/max/mean of each value"),
     Switch("KVASIR_CHECK", "check", _flag, "0|1",

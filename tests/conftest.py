@@ -1,10 +1,15 @@
-"""Where the environment variable CI is set a test may not be skipped, but for what a CI machine may lack."""
+"""Where the environment variable CI is set a test may not be skipped, but for what a CI machine may lack.
+
+Prompts are kept on disk only by the tests that say so: no test begins with what another computed.
+"""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+
+os.environ.setdefault("KVASIR_CACHE_DISK_GB", "0")
 
 MAY_LACK = ("could not import 'torch'", "this machine runs")  # the second: instructions of the processor
 

@@ -27,10 +27,11 @@ def program(
     name: str,
     backend: Backend | None = None,
     path: Path | None = None,
+    kv_format: str = "f32",
 ) -> Program:
-    """A tiny model of tests/golden, compiled, with a float32 cache."""
+    """A tiny model of tests/golden, compiled."""
     plan, weights = build(open_checkpoint(path or GOLDEN / name), CASES[name].context)
-    return (backend or Reference()).compile(plan, weights, Memory(32, 8, "f32"))
+    return (backend or Reference()).compile(plan, weights, Memory(32, 8, kv_format))
 
 
 def run(p: Program, sequences: Sequence[Array], steps: Iterable[Step], seed: int = 0) -> list[np.ndarray]:

@@ -41,6 +41,11 @@ class StepCost:
         (r0, s0), (r1, s1) = known[at - 1], known[at]
         return s0 + (s1 - s0) * (n_rows - r0) / (r1 - r0)
 
+    @property
+    def rows_known(self) -> float:
+        """Rows of the largest steps that were measured; 0 while nothing is known."""
+        return self._sorted[-1][0] if self._sorted else 0.0
+
     def rows_within(self, n_rows: int, factor: float, most: int) -> int:
         """How many rows more than `n_rows`, up to `most`, keep a step within `factor` of its time."""
         limit = factor * self.predict(n_rows)

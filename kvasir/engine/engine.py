@@ -18,15 +18,17 @@ from kvasir.chat import FinishReason, TokenLogprob
 from kvasir.engine.adapters import Adapters
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.cost import StepCost
+from kvasir.engine.disk import Disk
 from kvasir.engine.drafts import Drafter, NgramDrafter, Speculation
 from kvasir.engine.masks import Masks, permit
 from kvasir.engine.scheduler import Part, Scheduler
 from kvasir.engine.sequence import Sequence
-from kvasir.engine.stats import Stats, Totals
+from kvasir.engine.stats import DiskStats, Stats, Totals
 from kvasir.errors import CapacityError, UsageError
 from kvasir.grammar.guide import Guide
 from kvasir.sampling import ID_LISTS, SamplingParams, logprobs, uniform
 
+LOAD_WAIT_S = 0.01  # for blocks from disk when there is nothing else to do; then others may speak
 STEP_TOKENS = 512  # rows a step at most: long enough to be limited by arithmetic, short enough to share
 
 
@@ -59,6 +61,7 @@ class Engine:
         *,
         reuse: bool = True,
         drafter: Drafter | Literal["ngram"] | None = "ngram",
+        disk: Disk | None = None,
     ):
         slotted = any(s.kind == "slot" for s in program.plan.states.values())
         memory = program.memory
@@ -75,6 +78,7 @@ class Engine:
             step_tokens,
             self.cost,
             reuse and bool(program.plan.states),
+            disk,
         )
         self.speculation: Speculation | None = None
         # A recurrent state cannot take back the rows of a wrong guess.
@@ -104,12 +108,14 @@ class Engine:
         priority: int = 0,
         guide: Guide | None = None,
         adapter: str = "",
+        pin: str | None = None,
     ) -> Sequence:
         """A new sequence, checked and not yet added.  `guide` holds its answer to a form; `adapter` is the
-        key of one that is loaded.
+        key of one that is loaded.  `pin`: how its prompt begins, for people, where that is to stay in the
+        prefix cache.
 
         Raises UsageError when the prompt is empty, leaves no room for an answer, or names tokens out of
-        range.
+        range; CapacityError when there is no more room for pins.
         """
         limit, vocab = self.limit(max_context), self.n_vocab
         self._must_read(tokens)
@@ -121,6 +127,8 @@ class Engine:
                 f"the prompt has {len(tokens)} tokens and the context holds {limit}, answer included",
                 hint="shorten the prompt, raise num_ctx, or ask for truncation",
             )
+        if pin is not None:
+            self._must_pin(tokens, Sequence.realm_of(tenant, adapter))
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         return Sequence(
             list(tokens),
@@ -133,7 +141,22 @@ class Engine:
             priority=priority,
             guide=guide,
             adapter=adapter,
+            pin=pin,
         )
+
+    def _must_pin(self, tokens: list[int], realm: str) -> None:
+        """Raises CapacityError unless the whole blocks of a prompt may be pinned beside those that are."""
+        radix = self.scheduler.radix
+        pinned, most = radix.pinned(), radix.most_pinned
+        known = sum(node in pinned for node in radix.match(realm, tokens))
+        wanted = len(tokens) // BLOCK
+        if len(pinned) + wanted - known > most:
+            raise CapacityError(
+                f"the prompt has {wanted * BLOCK} tokens to be pinned, {len(pinned) * BLOCK} are, "
+                f"and at most {most * BLOCK} may be: a quarter of the KV cache",
+                hint="end a pin (`kvasir cache unpin`), pin a shorter prompt, or give the cache more memory "
+                "(KVASIR_CACHE_GB)",
+            )
 
     @property
     def n_vocab(self) -> int:
@@ -173,6 +196,8 @@ class Engine:
         started = perf_counter()
         parts = self.scheduler.schedule()
         if not parts:
+            if self.scheduler.disk and self.scheduler.disk.is_loading:
+                self.scheduler.disk.wait(LOAD_WAIT_S)
             return []
         for source, target in self.scheduler.copies:
             self.program.copy_slot(source, target)
@@ -269,6 +294,11 @@ class Engine:
         if bad := [t for t in tokens if not 0 <= t < self.n_vocab]:
             raise UsageError(f"token id {bad[0]} is not in the vocabulary of {self.n_vocab}")
 
+    def close(self, wait_s: float = 2.0) -> None:
+        """After the last step: what the prefix cache holds goes to disk, as far as there is time."""
+        if self.scheduler.disk:
+            self.scheduler.disk.close(wait_s)
+
     def check(self) -> None:
         """Raises Bug unless every cache block is accounted for."""
         self.scheduler.check()
@@ -293,6 +323,8 @@ class Engine:
             n_finished=dict(t.n_finished),
             busy_s=t.busy_s,
             age_s=perf_counter() - t.begun_at,
+            n_pinned=len(self.scheduler.radix.pinned()),
+            disk=self.scheduler.disk.stats() if self.scheduler.disk else DiskStats(),
         )
 
     def _batch(self, parts: list[Part]) -> Batch:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass
+from time import monotonic
 
 from kvasir.backends.base import BLOCK
 from kvasir.chat import FinishReason
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.cost import StepCost
-from kvasir.engine.radix import Node, Radix
+from kvasir.engine.disk import Disk
+from kvasir.engine.radix import PIN_S, Node, Radix
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import CapacityError
 
@@ -62,10 +64,14 @@ class Scheduler:
         step_tokens: int,
         cost: StepCost | None = None,
         reuse: bool = True,
+        disk: Disk | None = None,
     ):
         self.pool, self.max_sequences, self.step_tokens = pool, max_sequences, step_tokens
         self.cost = cost or StepCost()
         self.radix = Radix(pool, n_slots)
+        self.disk = disk if reuse else None
+        if self.disk:
+            self.disk.attach(self.radix, self.cost)
         self.running: list[Sequence] = []  # in order of rank
         self.copies: list[tuple[int, int]] = []  # recurrent states to copy, slot to slot, before the step
         self._waiting: dict[str, list[Sequence]] = {}  # by tenant, in order of rank
@@ -97,6 +103,10 @@ class Scheduler:
 
     def schedule(self) -> list[Part]:
         """The next step's parts; empty only if there is no work."""
+        if self.disk:
+            self.disk.land()
+        if self.radix.pins:
+            self.radix.unpin_overdue()
         parts: dict[int, Part] = {}
         budget = self.step_tokens
         decodes = [s for s in self.running if s.n_pending == 1]
@@ -140,6 +150,22 @@ class Scheduler:
                 self.pool.share([node.block])
                 self.pool.give_back([sequence.swap(at, node.block)])
             sequence.file(node)
+        if sequence.pin is not None and 0 < sequence.n_prompt // BLOCK <= sequence.n_filed:
+            self._pin_prompt(sequence, node)
+
+    def _pin_prompt(self, sequence: Sequence, node: Node) -> None:
+        """Pins the whole blocks of its prompt, if there is still room for pins."""
+        for _ in range(sequence.n_filed - sequence.n_prompt // BLOCK):
+            assert node.parent is not None
+            node = node.parent
+        if len(self.radix.pinned() | set(node.path())) <= self.radix.most_pinned:
+            self._pin(node, sequence.pin or "")
+        sequence.pinned()
+
+    def _pin(self, node: Node, text: str = "") -> None:
+        self.radix.pin(node, monotonic() + PIN_S)
+        if self.disk:
+            self.disk.pin(node, text)
 
     def snapshot(self, sequence: Sequence) -> tuple[int, int] | None:
         """Slots from and to which its recurrent state should be copied now: at the end of each chunk of a
@@ -160,7 +186,8 @@ class Scheduler:
 
     def check(self) -> None:
         """Raises Bug unless every block is accounted for."""
-        self.pool.check([*(s.blocks for s in (*self.running, *self.waiting)), self.radix.blocks()])
+        held = self.disk.held() if self.disk else []
+        self.pool.check([*(s.blocks for s in (*self.running, *self.waiting)), self.radix.blocks(), *held])
 
     def room_for_drafts(self, sequence: Sequence, wanted: int) -> int:
         """How many of `wanted` rows after its one pending token have blocks: nobody is preempted for a
@@ -188,16 +215,26 @@ class Scheduler:
                 path = self._known(sequence)
                 if self._reuse and self._is_under_way(sequence, len(path)):
                     continue
-                idle = sum(self.pool.is_idle(node.block) for node in path)
-                room = self.pool.n_free + self.pool.n_idle - idle
+                room = self._room(path)
                 # Not before all of it fits: else its own next chunk would soon preempt it, again and again.
                 if (self._use_slots and not self.radix.n_slots_free) or (
                     _blocks(len(sequence.tokens)) - len(path) > room
                 ):
                     return None
+                if self.disk and not sequence.is_scored and self.disk.fetch(sequence, path, room):
+                    continue
                 self._admit(sequence, path)
                 return sequence
         return None
+
+    def _room(self, path: list[Node]) -> int:
+        """Blocks that a sequence could have beside those of its path.  What is pinned gives way only to one
+        that has the cache to itself.
+        """
+        kept = set(path)
+        if self.radix.pins and (self.running or (self.disk and self.disk.is_loading)):
+            kept |= self.radix.pinned()
+        return self.pool.n_free + self.pool.n_idle - sum(self.pool.is_idle(node.block) for node in kept)
 
     def _known(self, sequence: Sequence) -> list[Node]:
         """The path of the prefix cache that the sequence can begin with."""
@@ -225,6 +262,10 @@ class Scheduler:
     def _admit(self, sequence: Sequence, path: list[Node]) -> None:
         self._unwait(sequence)
         self.pool.share(node.block for node in path)
+        if self.radix.pins:
+            for node in path:
+                if self.radix.pins.get(node, float("inf")) < monotonic() + PIN_S / 2:
+                    self._pin(node)
         slot = -1
         if self._use_slots:
             kept = path[-1].slot if path else -1
@@ -287,6 +328,8 @@ class Scheduler:
             return True
         if need > self.pool.n_free:
             self.radix.evict(need - self.pool.n_free)
+        if need > self.pool.n_free and self.radix.pins and self.running == [sequence]:
+            self.radix.evict(need - self.pool.n_free, pinned=True)
         taken = self.pool.take(need)
         sequence.hold(taken or [])
         return taken is not None

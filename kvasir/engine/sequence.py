@@ -34,6 +34,7 @@ class Sequence:
     tenant: str = ""
     adapter: str = ""
     priority: int = 0
+    pin: str | None = None  # how the prompt begins, where it is to stay in the prefix cache
     n_cached: int = 0
     n_drafted: int = 0
     n_accepted: int = 0
@@ -78,7 +79,11 @@ class Sequence:
     @property
     def realm(self) -> str:
         """Whose prefixes it may share: its tenant's, with the same adapter."""
-        return f"{self.tenant}\0{self.adapter}"
+        return self.realm_of(self.tenant, self.adapter)
+
+    @staticmethod
+    def realm_of(tenant: str, adapter: str = "") -> str:
+        return f"{tenant}\0{adapter}"
 
     @property
     def most_drafts(self) -> int:
@@ -126,6 +131,10 @@ class Sequence:
         """Takes `block` for its own block `at`; the one to give back."""
         own, self.blocks[at] = self.blocks[at], block
         return own
+
+    def pinned(self) -> None:
+        """Its prompt is pinned: once is enough."""
+        self.pin = None
 
     def keep(self, snapshot: Node | None) -> None:
         """The newest state of its answer is kept after this node."""

@@ -10,6 +10,25 @@ from kvasir.engine.sequence import Sequence
 
 
 @dataclass(frozen=True)
+class DiskStats:
+    """What the prefix cache's disk did: requests that began with blocks from it (hits), or looked for more
+    and found none (misses), the tokens that they brought; records found damaged, tries that the disk or the
+    system refused; blocks written, and those that left memory too fast to be.
+    """
+
+    n_hits: int = 0
+    n_misses: int = 0
+    n_tokens: int = 0
+    n_corrupt: int = 0
+    n_failed: int = 0
+    n_written: int = 0
+    n_dropped: int = 0
+    n_blocks: int = 0  # there are now
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Stats:
     """A snapshot.  Counts and seconds since the engine began; `n_blocks_kept` are in the prefix cache alone
     and give way when blocks are wanted.
@@ -31,6 +50,8 @@ class Stats:
     n_finished: dict[FinishReason, int]
     busy_s: float  # inside steps
     age_s: float
+    n_pinned: int = 0  # blocks that stay in the prefix cache
+    disk: DiskStats = DiskStats()
 
     @property
     def occupancy(self) -> float:

@@ -33,6 +33,7 @@ from kvasir.runner.adapters import AdapterInfo, Base, unknown
 from kvasir.runner.inspect import ModelInfo, info
 from kvasir.runner.memory import MAX_SEQUENCES, memory_for
 from kvasir.runner.parsed import Parsed
+from kvasir.runner.prefix import disk_for
 from kvasir.runner.prompt import Prompter, tokenizer_of
 from kvasir.runner.pulse import Pacer, Pulse
 from kvasir.runner.stream import Stream
@@ -43,6 +44,7 @@ from kvasir.text.stream import TextStream
 from kvasir.text.tokenizer import Tokenizer
 
 NO_ADAPTERS: Mapping[str, str] = {}
+LABEL = 60  # letters
 
 
 @dataclass(eq=False)
@@ -133,9 +135,11 @@ class Model:
             drafter: ModelDrafter | Literal["ngram"] = "ngram"
             if draft:
                 drafter = draft_model(draft, prompter.tokenizer, runs_on, memory)
+            disk = disk_for(file.name, checkpoint, plan, memory, program, backend, switches)
             engine = Engine(
-                watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES, drafter=drafter
-            )
+                watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES,
+                drafter=drafter, disk=disk,
+            )  # fmt: skip
             base = Base(checkpoint.config, plan)
             model = cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start, base)
         except BaseException:  # Ctrl-C included
@@ -173,6 +177,7 @@ class Model:
                 tokens, params, request.max_context, index, n_truncated,
                 tenant=request.tenant, priority=request.priority, guide=guide,
                 adapter=adapter.key if adapter else "",
+                pin=_beginning(request) if request.pin and index == 0 else None,
             )  # fmt: skip
             text = self._text(request, tokens)
             answers.append(_Answer(sequence, text, stream))
@@ -332,13 +337,16 @@ class Model:
         return self._engine.program.referenced()
 
     def close(self) -> None:
-        """Ends every answer under way and the thread.  Any number of times, and from any thread."""
+        """Ends every answer under way and the thread, and lets the prefix cache write for a moment.  Any
+        number of times, and from any thread.
+        """
         atexit.unregister(self.close)
         with self._changed:
             self._inbox.closing = True
             self._changed.notify()
         if self._thread is not threading.current_thread():
             self._thread.join()
+            self._engine.close()
         self.prompter.close()
         self._grammars.close()
 
@@ -467,6 +475,12 @@ class Model:
 
 def _deltas(found: str | list[Delta]) -> list[Delta]:
     return found if isinstance(found, list) else [Delta(found)]
+
+
+def _beginning(request: ChatRequest) -> str:
+    """How a prompt begins, for people who look at what is pinned."""
+    text = request.messages[0].content if request.messages else request.prompt
+    return " ".join(text.split())[:LABEL] if isinstance(text, str) else ""
 
 
 def packed_for(checkpoint: Checkpoint, switches: Settings) -> Packed | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
+from time import monotonic
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.engine import Engine
-from kvasir.engine.radix import Radix
+from kvasir.engine.radix import PIN_S, Node, Radix
 from kvasir.engine.sequence import Sequence
+from kvasir.errors import CapacityError
 from kvasir.sampling import SamplingParams
 from tests.engine.fake import VOCAB, FakeProgram, expected, next_token
 from tests.engine.test_engine import GREEDY, drain, start
@@ -109,6 +112,109 @@ def test_the_oldest_leaves_go_first():
     assert radix.evict(1) == 1
     assert pool.take(1) == [paths[1][1][1]], "the end of the path that was used longest ago"
     assert radix.evict(9) == 3 and radix.n_nodes == 0
+
+
+def test_the_flood_of_one_tenant_leaves_the_share_of_another():
+    engine = Engine(FakeProgram(40), drafter=None)
+    for n in range(2):  # 12 blocks of a's, which were used before all others
+        ask(engine, [50 + n] * 100, tenant="a")
+        drain(engine)
+    for n in range(30):
+        ask(engine, [n] * 80, tenant="b")
+        drain(engine)
+    found = [ask(engine, [50 + n] * 100, tenant="a") for n in range(2)]
+    drain(engine)
+    assert [s.n_cached for s in found] == [96, 96]
+
+
+def test_a_small_tenant_keeps_what_it_has_and_large_ones_share_evenly():
+    pool = BlockPool(30)
+    radix = Radix(pool)
+    for tenant, count in (("small", 3), ("a", 20), ("b", 7)):
+        node = radix.root(f"{tenant}\0")
+        for n in range(count):
+            (block,) = pool.take(1)
+            node = radix.extend(node, (n,), block)
+            pool.give_back([block])
+        radix.touch(node)
+    for wanted, left in ((13, (3, 7, 7)), (4, (3, 5, 5)), (4, (3, 3, 3)), (3, (2, 2, 2))):
+        assert radix.evict(wanted) == wanted
+        held = [len(_nodes(radix, tenant)) for tenant in ("small", "a", "b")]
+        assert held == list(left)
+
+
+def test_a_tenant_that_went_long_ago_has_no_share():
+    clock = [0.0]
+    pool = BlockPool(8)
+    radix = Radix(pool, now=lambda: clock[0])
+    for tenant, count in (("gone", 2), ("here", 6)):
+        clock[0] += 1000
+        node = radix.root(f"{tenant}\0")
+        for n in range(count):
+            (block,) = pool.take(1)
+            node = radix.extend(node, (n,), block)
+            pool.give_back([block])
+        radix.touch(node)
+    assert radix.evict(3) == 3
+    assert (len(_nodes(radix, "gone")), len(_nodes(radix, "here"))) == (0, 5)
+
+
+def _nodes(radix: Radix, tenant: str) -> list[Node]:
+    return [node for node in radix.nodes() if node.realm == f"{tenant}\0"]
+
+
+def test_snapshots_are_shared_fairly_too():
+    engine = Engine(FakeProgram(200, n_slots=8), drafter=None)
+    ask(engine, [1] * 100, tenant="a")
+    drain(engine)
+    for n in range(20):
+        ask(engine, [n] * 50, tenant="b")
+        drain(engine)
+    again = ask(engine, [1] * 100, tenant="a")
+    drain(engine)
+    assert again.n_cached == 96
+
+
+def test_what_is_pinned_survives_a_flood():
+    engine = Engine(FakeProgram(40), drafter=None)
+    ask(engine, list(range(60)) + [1] * 40, pin="numbers")
+    drain(engine)
+    assert engine.stats().n_pinned == 6
+    for n in range(30):
+        ask(engine, [n] * 300, SamplingParams(temperature=0, max_tokens=20))
+        drain(engine)
+        engine.check()
+    again = ask(engine, list(range(60)) + [1] * 40)
+    drain(engine)
+    assert again.n_cached == 96
+
+
+def test_pins_have_a_share_and_a_time(monkeypatch):
+    engine = Engine(FakeProgram(40), drafter=None)
+    ask(engine, [1] * 100, pin="")
+    drain(engine)
+    same = ask(engine, [1] * 100 + [2] * 60, pin="")  # six of its ten blocks are pinned already
+    drain(engine)
+    assert engine.stats().n_pinned == 10 and same.n_cached == 96
+    with pytest.raises(CapacityError, match="16 tokens to be pinned, 160 are, and at most 160 may be"):
+        ask(engine, [3] * 20, pin="")
+    radix = engine.scheduler.radix
+    later = monotonic() + PIN_S + 1
+    monkeypatch.setattr(radix, "_now", lambda: later)
+    ask(engine, [3] * 20)
+    drain(engine)
+    assert engine.stats().n_pinned == 0
+    engine.check()
+
+
+def test_a_pin_gives_way_to_a_request_that_needs_the_whole_cache():
+    engine = Engine(FakeProgram(16), drafter=None)
+    ask(engine, [1] * 70, pin="")
+    drain(engine)
+    large = ask(engine, [2] * 200, SamplingParams(temperature=0, max_tokens=40))
+    drain(engine)
+    assert large.generated == expected([2] * 200, 40) and engine.stats().n_pinned == 0
+    engine.check()
 
 
 def test_blocks_in_use_are_not_given_up():
