@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ class House:
     """What the server serves from.  Mutable: its residents come and go.
 
     `aliases`: names of requests to names or paths of models; "*" stands for any name that is not known.
+    `adapters`: which of the aliases mean an adapter of their model, and its name there.
     """
 
     loader: Loader
@@ -48,6 +50,7 @@ class House:
     own_host: str = "127.0.0.1"
     budget_bytes: float = inf
     max_requests: int = MAX_REQUESTS
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "server")
@@ -111,7 +114,7 @@ class House:
 
     async def resolved(self, name: str) -> Target:
         """The model called `name`, as `residents.use` takes it.  Raises NotHere."""
-        return await self.in_thread(lambda: target(name, self.aliases))
+        return await self.in_thread(lambda: target(name, self.aliases, self.adapters))
 
     # -- what there is ----------------------------------------------------------------------------
 
@@ -127,7 +130,16 @@ class House:
                 found.append(self._described[key])
             except (KvasirError, OSError) as error:
                 log.warning("%s is left out of the list: %s", file.name, error)
+        found += [adapted for name in self.adapters for adapted in self._adapted(name, found)]
         return sorted(found, key=lambda info: info.modified, reverse=True)
+
+    def _adapted(self, name: str, models: list[ModelInfo]) -> list[ModelInfo]:
+        """The adapter called `name` as a model of the list, if its base is one."""
+        base = [info for info in models if info.name == self.aliases[name]]
+        return [
+            replace(info, name=name, digest=hashlib.sha256(f"{info.digest} {name}".encode()).hexdigest())
+            for info in base
+        ]
 
 
 def called_by(info: ModelInfo, name: str) -> ModelInfo:

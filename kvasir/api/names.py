@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvasir.api.words import short
 from kvasir.errors import ModelError
 from kvasir.store.made import Made
 from kvasir.store.name import canonical
 from kvasir.store.names import find, listing
+
+NO_ADAPTERS: Mapping[str, str] = {}
 
 
 class NotHere(ModelError):
@@ -20,12 +22,14 @@ class NotHere(ModelError):
 @dataclass(frozen=True)
 class Target:
     """A model that the server knows.  `load`: the name or path under which it is loaded, which models that
-    share weights and template have in common; `made`: what is then to be added to each request.
+    share weights and template have in common; `made`: what is then to be added to each request; `adapter`:
+    the name of the model's adapter that is meant.
     """
 
     name: str
     load: str
     made: Made | None = None
+    adapter: str = ""
 
 
 def resolve(name: str, aliases: Mapping[str, str]) -> str:
@@ -50,8 +54,11 @@ def resolve(name: str, aliases: Mapping[str, str]) -> str:
     raise NotHere(f"model '{short(name)[1:-1]}' not found", hint=hint)
 
 
-def target(name: str, aliases: Mapping[str, str]) -> Target:
+def target(name: str, aliases: Mapping[str, str], adapters: Mapping[str, str] = NO_ADAPTERS) -> Target:
     """The model called `name`, as it is loaded.  Raises NotHere, and what `find` raises."""
+    for form in (name, name.removesuffix(":latest")):
+        if form in adapters:
+            return replace(target(name, aliases), name=form, adapter=adapters[form])
     known = resolve(name, aliases)
     files = {file.name: file for file in listing()}
     if known not in files or not files[known].manifest:

@@ -79,7 +79,11 @@ class Ollama:
 
     async def ps(self, request: Request) -> Response:
         now, house = datetime.now(UTC), self._house
-        names = {path: alias for alias, path in house.aliases.items() if "/" in path}
+        names = {
+            path: alias
+            for alias, path in house.aliases.items()
+            if "/" in path and alias not in house.adapters
+        }
         entries = []
         for seat in house.residents.seats():
             name = names.get(seat.name, seat.called)

@@ -86,11 +86,19 @@ class Store:
         """`wish` with its base as the list has it, never a path that a client sent."""
         if not wish.base:
             return wish
-        return replace(wish, base=resolve(wish.base, self._house.aliases))
+        return replace(wish, base=self._alone(wish.base))
+
+    def _alone(self, name: str) -> str:
+        """The model called `name`, which must not mean an adapter too."""
+        if name.removesuffix(":latest") in self._house.adapters:
+            raise Wrong(
+                f"{name[:80]!a} is a model with an adapter", hint="name the model alone", param="model"
+            )
+        return resolve(name, self._house.aliases)
 
     async def copy(self, request: Request) -> Response:
         source, name = ollama_models.parse_copy(await read_body(request))
-        await self._house.in_thread(lambda: library.copy(resolve(source, self._house.aliases), name))
+        await self._house.in_thread(lambda: library.copy(self._alone(source), name))
         await self._made(name)
         return Response(status_code=200)
 

@@ -112,7 +112,7 @@ class Residents:
             seat = await self._seat(target)
             try:
                 model = await self._model(seat)
-                yield Held(dressed(target.name, model, target.made), perf_counter() - start)
+                yield Held(dressed(target.name, model, target.made, target.adapter), perf_counter() - start)
                 seat.keep_s = seat.keep_s if keep_s is None else keep_s
             finally:
                 seat.users -= 1

@@ -11,10 +11,10 @@ from pathlib import Path
 import kvasir
 from kvasir.api.doors import is_loopback
 from kvasir.cli.parser import Parser
+from kvasir.cli.served import served
 from kvasir.errors import UsageError
 from kvasir.runner.spawn import Started
 from kvasir.settings import GRACE_S, MAX_REQUESTS, Address, Settings, parse_address
-from kvasir.store.names import find, listing
 
 LISTENING = "0A"  # a state in /proc/net/tcp
 
@@ -37,6 +37,13 @@ def command(words: Sequence[str], settings: Settings) -> int:
         default=[],
         metavar="NAME=MODEL",
         help="serve MODEL (a path too) as NAME; '*' for any",
+    )
+    it.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="MODEL:NAME=PATH",
+        help="a LoRA adapter of MODEL, asked for as MODEL:NAME; may be repeated",
     )
     it.add_argument(
         "--memory", type=float, metavar="GB", help="for all models together; default 85 %% of the machine's"
@@ -63,7 +70,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
             f"{address} can be reached by others and there are no API keys yet: anyone could use your models",
             hint="stay on 127.0.0.1, or add --insecure on a network that you trust",
         )
-    aliases = dict(_alias(text) for text in values.alias)
+    names = served(values.alias, values.adapter)
     listener = listen(address)
     # The server ends its answers first and then lets the signal through to us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -72,7 +79,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
     print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
     from kvasir.cli.serving import run  # noqa: PLC0415  half a second, in which clients may already knock
 
-    run(listener, bound, aliases, values, settings, spare)
+    run(listener, bound, names, values, settings, spare)
     return 0
 
 
@@ -123,16 +130,3 @@ def holder(port: int, proc: Path = Path("/proc")) -> str:
 
 def _other(port: int) -> int:
     return port + 1 if port < 65535 else 11435
-
-
-def _alias(text: str) -> tuple[str, str]:
-    name, equals, model = text.partition("=")
-    if not (name and equals and model):
-        raise UsageError(f"--alias {text[:60]!r}: write NAME=MODEL")
-    file = find(model)
-    if file.made:
-        return name, file.name
-    known = (
-        each.name for each in listing() if not each.manifest and each.path.resolve() == file.path.resolve()
-    )
-    return name, next(known, model)  # under its own name, so that it is not loaded twice

@@ -6,12 +6,12 @@ import argparse
 import logging
 import os
 import socket
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable
 from threading import Timer
 
 from kvasir.api.house import House
 from kvasir.api.server import server
+from kvasir.cli.served import Served
 from kvasir.runner.client import ModelProcess
 from kvasir.runner.memory import budget_bytes
 from kvasir.runner.registry import Models
@@ -24,7 +24,7 @@ SPARE_S = 600.0  # a process that no model was asked for is ended after
 def run(
     listener: socket.socket,
     bound: Address,
-    aliases: Mapping[str, str],
+    names: Served,
     values: argparse.Namespace,
     settings: Settings,
     spare: Started,
@@ -34,10 +34,23 @@ def run(
         level=logging.INFO if settings.debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    load = partial(ModelProcess.load, threads=settings.threads, kv_format=settings.kv, spare=spare)
-    models = Models(load)
+
+    def load(name: str, /, *, nth: int, progress: Callable[[str], None]) -> ModelProcess:
+        return ModelProcess.load(
+            name,
+            threads=settings.threads,
+            kv_format=settings.kv,
+            adapters=names.of(name),
+            nth=nth,
+            progress=progress,
+            spare=spare,
+        )
+
+    models = Models(load, bytes_beside=names.bytes_beside)
     budget = int(values.memory * 1e9) if values.memory else budget_bytes()
-    house = House(models, settings.keep_alive_s, aliases, bound.host, budget, values.queue)
+    house = House(
+        models, settings.keep_alive_s, names.aliases, bound.host, budget, values.queue, names.adapters
+    )
     timer = Timer(SPARE_S, spare.drop)
     timer.daemon = True
     timer.start()

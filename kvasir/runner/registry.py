@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
@@ -56,8 +57,14 @@ class _Past:
 class Models(Generic[M]):
     """Loaded models by name.  Mutable and thread-safe; while one thread loads a model, others wait for it."""
 
-    def __init__(self, load: Load[M] = ModelProcess.load, now: Callable[[], float] = monotonic):  # type: ignore[assignment]
-        self._load, self._now = load, now
+    def __init__(
+        self,
+        load: Load[M] = ModelProcess.load,  # type: ignore[assignment]
+        now: Callable[[], float] = monotonic,
+        bytes_beside: Callable[[Path], int] = lambda file: 0,
+    ):
+        """`bytes_beside`: what goes into memory with a model's file: its adapters."""
+        self._load, self._now, self._bytes_beside = load, now, bytes_beside
         self._models: dict[str, Future[M]] = {}
         self._past: dict[str, _Past] = {}
         self._keys: dict[str, str] = {}  # from what was asked for: its file may be gone when it is freed
@@ -88,7 +95,8 @@ class Models(Generic[M]):
     def size(self, name: str) -> int:
         """Bytes that the model called `name` is expected to take.  Raises ModelError."""
         try:
-            return expected_bytes(find(name).path)
+            file = find(name).path
+            return expected_bytes(file) + self._bytes_beside(file)
         except OSError as error:
             raise ModelError(f"{name} cannot be read: {error.strerror}") from None
 

@@ -7,13 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import tokenizers
 
 from kvasir.api.house import House
 from kvasir.api.server import server
+from kvasir.cli.served import Served
 from kvasir.runner.client import ModelProcess
 from kvasir.runner.registry import Models
 from kvasir.settings import Address
@@ -21,9 +21,15 @@ from tests.parity.cases import GOLDEN
 
 
 @contextmanager
-def real_server(**wishes) -> Iterator[str]:
+def real_server(names: Served | None = None, **wishes) -> Iterator[str]:
     """The address of a server whose models run in processes of their own, as under `kvasir serve`."""
-    models = Models(partial(ModelProcess.load, threads=1))
+    if names:
+        wishes |= {"aliases": names.aliases, "adapters": names.adapters}
+
+    def load(name: str, **told) -> ModelProcess:
+        return ModelProcess.load(name, threads=1, adapters=names.of(name) if names else {}, **told)
+
+    models = Models(load)
     house = House(models, **wishes)
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
