@@ -52,6 +52,32 @@ def test_the_same_penalties_as_the_law(seed: int, repetition: float, other: floa
     assert np.array_equal(ours, theirs)
 
 
+@settings(max_examples=60, deadline=None)
+@given(params(), st.integers(0, 2**31), st.sampled_from([3_000, 30_000]), st.floats(0, 1, exclude_max=True))
+def test_the_same_token_of_a_large_vocabulary(p: SamplingParams, seed: int, n: int, drawn: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(n) * rng.choice([0.01, 1, 4])).astype(np.float32)
+    logits[rng.random(n) < 0.1] = np.round(logits[0])
+    logits[rng.random(n) < rng.choice([0, 0.5, 0.999])] = rng.choice([-np.inf, np.nan])
+    logits[rng.integers(n)] = 1.0
+    for isa in USABLE:
+        assert native(isa, logits, p, drawn) == choose(logits, p, drawn)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_every_draw_falls_on_its_token(temperature: float) -> None:
+    """Draws beside the edges between the candidates of a flat distribution of 20,000."""
+    rng = np.random.default_rng(3)
+    logits = (rng.standard_normal(20_000) / 4).astype(np.float32)
+    order = np.argsort(-logits.astype(np.float64), kind="stable")
+    weights = np.exp((logits[order].astype(np.float64) - logits.max()) / temperature)
+    edges = np.cumsum(weights) / weights.sum()
+    p = SamplingParams(temperature=temperature)
+    for i in [*range(0, 600, 7), 4_000, 4_097, 19_000]:
+        assert native(USABLE[0], logits, p, edges[i] - 1e-10) == order[i]
+        assert native(USABLE[0], logits, p, edges[i] + 1e-10) == order[i + 1]
+
+
 def test_greedy_takes_the_lowest_of_equals_and_no_nan() -> None:
     logits = np.array([np.nan, 1, 7, 7, np.nan, -np.inf], np.float32)
     for temperature in (0.0, 1e-3):
