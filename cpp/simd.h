@@ -111,6 +111,10 @@ inline Shorts sub_shorts(Shorts a, Shorts b) { return _mm256_sub_epi16(a, b); }
 template <int N> inline Shorts shift_left(Shorts a) { return _mm256_slli_epi16(a, N); }
 inline Shorts dot_bytes(Bytes u, Bytes s) { return _mm256_maddubs_epi16(u, s); }  // unsigned by signed, pairs added
 inline Ints dot_shorts(Shorts a, Shorts b) { return _mm256_madd_epi16(a, b); }    // pairs added
+inline Shorts even_codes(Bytes a) { return _mm256_and_si256(a, _mm256_set1_epi16(255)); }  // bytes 0, 2 .. 30, unsigned
+inline Shorts odd_codes(Bytes a) { return _mm256_srli_epi16(a, 8); }
+inline Shorts even_numbers(Bytes a) { return _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8); }  // signed
+inline Shorts odd_numbers(Bytes a) { return _mm256_srai_epi16(a, 8); }
 // Keeps the compiler from reassociating the sums around it, which would spill the tile.
 inline void pin(Shorts& v) { asm volatile("" : "+x"(v)); }
 
@@ -190,6 +194,10 @@ inline Shorts dot_bytes(const Bytes& u, const Bytes& s) {
                                                  u.v[2 * i + 1] * static_cast<int8_t>(s.v[2 * i + 1])));
 }
 inline Ints dot_shorts(const Shorts& a, const Shorts& b) { KVASIR_EACH(Ints, 8, a.v[2 * i] * b.v[2 * i] + a.v[2 * i + 1] * b.v[2 * i + 1]); }
+inline Shorts even_codes(const Bytes& a) { KVASIR_EACH(Shorts, 16, a.v[2 * i]); }
+inline Shorts odd_codes(const Bytes& a) { KVASIR_EACH(Shorts, 16, a.v[2 * i + 1]); }
+inline Shorts even_numbers(const Bytes& a) { KVASIR_EACH(Shorts, 16, static_cast<int8_t>(a.v[2 * i])); }
+inline Shorts odd_numbers(const Bytes& a) { KVASIR_EACH(Shorts, 16, static_cast<int8_t>(a.v[2 * i + 1])); }
 inline void pin(Shorts&) {}
 
 #undef KVASIR_EACH

@@ -2,17 +2,13 @@
 // pass over it four at a time. 4 rows x 2 panels: eight sums in registers, a broadcast of x serves two products and a load of
 // codes four. Sums and bounds as in tile.h, operation by operation the same on floats: the same bits as one row alone.
 //
-// Unpacked block of a panel: codes [8 vectors of k = 4v .. 4v+3][8 rows][4], scales and minima as floats.
-// 8-bit codes are two nibbles, `upper` the upper ones, each summed like a code of four bits.
+// Unpacked block of a panel: codes [8 vectors of k = 4v .. 4v+3][8 rows][4], scales and minima as floats. Codes of 8 bits: wide.h.
 // Tests: tests/kernels/test_linear.py
 #pragma once
 
-#include <utility>
-
+#include "flat.h"
 #include "tile.h"
-
-#define KVASIR_FLAT __attribute__((always_inline)) inline
-#define KVASIR_FLAT_LAMBDA __attribute__((always_inline))
+#include "wide.h"
 
 namespace kvasir {
 inline namespace KVASIR_ISA_NS {
@@ -33,7 +29,6 @@ enum class Kind {
     Halves,      // a scale for 16: sums start from -32 (sum of x)
     HalvesFour,  //                                -4
     HalvesMin,   // a scale and a minimum for 16
-    Wide,        // 8-bit codes less 128: two nibbles, whose products are summed one after the other
 };
 
 constexpr Kind kind_of(Format f) {
@@ -47,9 +42,6 @@ constexpr Kind kind_of(Format f) {
         case Format::Q6_K: return Kind::Halves;
         case Format::Q3_K: return Kind::HalvesFour;
         case Format::Q2_K: return Kind::HalvesMin;
-        case Format::Q8_0:
-        case Format::IQ4_NL:
-        case Format::IQ4_XS: return Kind::Wide;
         default: return none;
     }
 }
@@ -59,7 +51,6 @@ constexpr bool has_min(Kind k) { return k == Kind::Plain || k == Kind::CentredMi
 
 template <Kind K> struct alignas(64) Unpacked {
     uint8_t codes[256];
-    uint8_t upper[K == Kind::Wide ? 256 : 32];
     float scale[8], min[8];
     int16_t scale_half[2][by_halves(K) ? 16 : 1], min_half[2][K == Kind::HalvesMin ? 16 : 1];
 };
@@ -67,8 +58,6 @@ template <Kind K> struct alignas(64) Unpacked {
 template <Format F, int V, class U> inline void unpack_vector(const uint8_t* low, U& out) {
     const tiles::Codes c = tiles::codes_of<F, V>(low);
     store_bytes(out.codes + 32 * V, c.lo), store_bytes(out.codes + 128 + 32 * V, c.hi);
-    if constexpr (tiles::is_wide(layout::spec_of(F)))
-        store_bytes(out.upper + 32 * V, c.lo_up), store_bytes(out.upper + 128 + 32 * V, c.hi_up);
 }
 
 // `blocks` of one panel from `w` on.
@@ -112,20 +101,13 @@ template <Format F> inline void unpack(const uint8_t* w, int64_t blocks, Unpacke
     }
 }
 
-// f(0), f(1) .. f(N - 1) with constants for arguments, so that arrays indexed by them are registers from the start.
-template <int N, class F> KVASIR_FLAT void each(F&& f) {
-    [&]<int... I>(std::integer_sequence<int, I...>) KVASIR_FLAT_LAMBDA { (f(std::integral_constant<int, I>{}), ...); }
-    (std::make_integer_sequence<int, N>{});
-}
-
 // Vectors Begin .. of a block into s[T][P], 8 of them or the 4 of a half; sums start from what the kind says.
-// Begin = 8: the upper nibbles of wide codes.
 template <Kind K, int T, int P, int Begin>
 KVASIR_FLAT void dot_codes(const Unpacked<K>* const* w, const Block* const* x, Shorts (*s)[P]) {
     each<by_halves(K) ? 4 : 8>([&](auto v) KVASIR_FLAT_LAMBDA {
-        constexpr int at = Begin % 8 + v;
+        constexpr int at = Begin + v;
         Bytes codes[P];
-        each<P>([&](auto p) KVASIR_FLAT_LAMBDA { codes[p] = load_bytes((Begin == 8 ? w[p]->upper : w[p]->codes) + 32 * at); });
+        each<P>([&](auto p) KVASIR_FLAT_LAMBDA { codes[p] = load_bytes(w[p]->codes + 32 * at); });
         each<T>([&](auto t) KVASIR_FLAT_LAMBDA {
             const Bytes four = repeat4(x[t]->q + 4 * at);
             Shorts start;
@@ -151,14 +133,13 @@ KVASIR_FLAT void put_block(const Unpacked<K>* const* w, const Block& row, float*
     Shorts lo, hi;
     if constexpr (has_min(K)) total = all(row.sum);
     if constexpr (K == Kind::Eight) minus = all_ints(row.minus_8);
-    if constexpr (K == Kind::Wide) minus = all_ints(16 * row.minus_8);
     if constexpr (K == Kind::CentredMin) minus = dot_shorts(shorts_of(repeat4(row.minus)), all_shorts(16));
     if constexpr (K == Kind::HalvesFour || K == Kind::HalvesMin)
         lo = shorts_of(repeat4(row.half_minus[0])), hi = shorts_of(repeat4(row.half_minus[1]));
     each<P>([&](auto p) KVASIR_FLAT_LAMBDA {
         const Unpacked<K>& u = *w[p];
         Ints d = dot(p);
-        if constexpr (K == Kind::Eight || K == Kind::Wide) d = add_ints(d, minus);
+        if constexpr (K == Kind::Eight) d = add_ints(d, minus);
         if constexpr (K == Kind::CentredMin) d = sub_ints(d, minus);
         if constexpr (K == Kind::HalvesFour) {
             const Ints fours = add_ints(dot_shorts(lo, load_shorts(u.scale_half[0])), dot_shorts(hi, load_shorts(u.scale_half[1])));
@@ -188,13 +169,6 @@ __attribute__((noinline)) void tile(const Unpacked<K>* const* panels, const Bloc
         Shorts s[T][P];
         Ints dot[T][P];
         dot_codes<K, T, P, 0>(w, x, s);
-        if constexpr (K == Kind::Wide) {
-            each<T>([&](auto t) KVASIR_FLAT_LAMBDA {
-                each<P>([&](auto p) KVASIR_FLAT_LAMBDA { dot[t][p] = dot_shorts(s[t][p], all_shorts(1)); });
-            });
-            settle();  // or the broadcasts of x would be kept, on the stack
-            dot_codes<K, T, P, 8>(w, x, s);
-        }
         if constexpr (by_halves(K)) {
             each<T>([&](auto t) KVASIR_FLAT_LAMBDA {
                 each<P>([&](auto p) KVASIR_FLAT_LAMBDA { dot[t][p] = dot_shorts(s[t][p], load_shorts(w[p]->scale_half[0])); });
@@ -203,8 +177,7 @@ __attribute__((noinline)) void tile(const Unpacked<K>* const* panels, const Bloc
         }
         each<T>([&](auto t) KVASIR_FLAT_LAMBDA {
             put_block<K, P>(w, *x[t], sums[t * kPanels], [&](auto p) KVASIR_FLAT_LAMBDA {
-                if constexpr (K == Kind::Wide) return add_ints(dot[t][p], dot_shorts(s[t][p], all_shorts(16)));
-                else if constexpr (by_halves(K)) return add_ints(dot[t][p], dot_shorts(s[t][p], load_shorts(w[p]->scale_half[1])));
+                if constexpr (by_halves(K)) return add_ints(dot[t][p], dot_shorts(s[t][p], load_shorts(w[p]->scale_half[1])));
                 else return dot_shorts(s[t][p], all_shorts(1));
             });
         });
@@ -265,7 +238,7 @@ template <Format F> void product(const Product& p) {
     constexpr Kind K = kind_of(F);
     constexpr Spec spec = layout::spec_of(F);
     constexpr int group = layout::blocks_per_header(spec.scale);
-    constexpr int64_t kDepth = K == Kind::Wide ? 8 : 16;  // blocks of 32 in a piece: 10 KB unpacked
+    constexpr int64_t kDepth = 16;  // blocks of 32 in a piece: 10 KB unpacked
     constexpr size_t kGroup = layout::header_bytes(spec.scale) + group * layout::block_bytes(spec);
     const int64_t begin = p.o_begin / kPanel, end = (p.o_end + kPanel - 1) / kPanel, blocks = p.width / 32;
     const int64_t at_once = p.T <= 32 ? 2 : kPanels;  // few rows: the weights come from memory, in their order
@@ -305,7 +278,11 @@ template <Format F> void product(const Product& p) {
 // Where a scale covers 16 weights, unpacking costs more and pays earlier.
 template <Format F> void product_of(const Product& p) {
 #ifdef KVASIR_AVX2  // without vector instructions to name, a tile unrolled by hand is code that no register file holds
-    if (p.T >= (layout::by_halves(layout::spec_of(F).scale) ? 5 : 48)) return rows::product<F>(p);
+    if constexpr (tiles::is_wide(layout::spec_of(F))) {
+        if (p.T >= 48) return wide::product<F>(p);
+    } else {
+        if (p.T >= (layout::by_halves(layout::spec_of(F).scale) ? 5 : 48)) return rows::product<F>(p);
+    }
 #endif
     tiles::product<F>(p);
 }
