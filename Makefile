@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp -type f 2>/dev/null)
 
-.PHONY: help run test check format bench parity golden fuzz faults mead asan docs clean
+.PHONY: help run test check format bench parity golden fuzz faults soak mead asan docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -60,6 +60,9 @@ fuzz: $(VENV)/tested  ## fuzz the checkpoint readers for ten minutes
 
 faults: $(VENV)/tested  ## kill, stop and starve models' processes 20 times each, and print who was told when
 	$(BIN)/python -m tests.faults.repeat --times 20
+
+soak: $(VENV)/tested  ## two hours of mixed requests, half of them cancelled: nothing stuck, lost or growing
+	$(BIN)/python -m tests.soak --seconds 7200
 
 mead: $(VENV)/compared  ## train the built-in model and its draft again (two cores: some hours)
 	$(BIN)/python -m training.all
