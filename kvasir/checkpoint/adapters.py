@@ -33,6 +33,7 @@ WANTED = f"an adapter is a folder with {CONFIG} and {WEIGHTS}, or a GGUF file"
 
 MAX_RANK = 1 << 14
 PEFT_PREFIX = "base_model.model."
+PEFT_BASE = ".base_layer.weight"  # PEFT saves an adapted lm_head's own weight too; it is the model's
 PEFT_PART = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])(\.[\w-]+)?\.weight$")
 GGUF_PART = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[ab])$")
 
@@ -133,7 +134,11 @@ def _peft(folder: Path, weights: Path) -> AdapterFile:
         raise ModelError(f"{folder}: no {CONFIG} beside the weights", hint="it says how they are scaled")
     config = PeftConfig(read_json(inside(folder, CONFIG)))
     pairs: dict[str, dict[str, Tensor]] = {}
+    bases = {}
     for name, t in read_safetensors(weights).items():
+        if name.endswith(PEFT_BASE):
+            bases[name.removeprefix(PEFT_PREFIX).removesuffix(PEFT_BASE)] = t
+            continue
         match = PEFT_PART.match(name)
         if not match:
             raise _not_low_rank(name, weights.name)
@@ -143,6 +148,10 @@ def _peft(folder: Path, weights: Path) -> AdapterFile:
     for module, pair in pairs.items():
         a, b = _pair(module, pair, "lora_A", "lora_B", weights.name)
         targets[f"{module}.weight"] = LowRank(a, b, config.scale(module, a.shape[0]))
+    for module, base in bases.items():
+        low = targets.get(f"{module}.weight")
+        if low is None or base.shape != (low.b.shape[0], low.a.shape[1]):
+            raise _not_low_rank(f"{module}{PEFT_BASE}", weights.name)
     return AdapterFile(weights, "safetensors", "", _some(targets, weights))
 
 

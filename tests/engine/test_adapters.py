@@ -189,6 +189,17 @@ def test_many_adapters_answer_in_one_batch(tmp_path: Path) -> None:
         llm.model.check()
 
 
+def test_a_draft_model_changes_no_answer_of_an_adapter(tmp_path: Path) -> None:
+    path = str(mead(tmp_path / "1.gguf", 1, loud=0.5))
+    params = SamplingParams(temperature=0, max_tokens=32)
+    found = []
+    for draft in (None, "mead-draft"):
+        with LLM("mead", draft=draft, adapters={"x": path}) as llm:
+            found.append(llm.chat([QUESTION] * 2, params, lora_request=["x", None], use_tqdm=False))
+    assert [r.token_ids for r in found[0]] == [r.token_ids for r in found[1]]
+    assert found[1][0].metrics.n_drafted > 0
+
+
 def test_what_vllm_users_write(tmp_path: Path) -> None:
     path = str(mead(tmp_path / "1.gguf", 1))
     with LLM("mead") as llm:

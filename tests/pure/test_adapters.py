@@ -201,6 +201,21 @@ def test_tensors_of_more_than_lora_are_refused(extra: str, words: str, tmp_path:
     assert isinstance(error, CheckpointError) and words in error.message and extra[:100] in error.message
 
 
+def test_the_weight_that_peft_saves_beside_an_adapted_output_is_passed_over(tmp_path: Path) -> None:
+    name, key = "llama", "base_model.model.lm_head.base_layer.weight"
+    own = {k: v for k, v in pairs(name, 1).items() if "q_proj" in k or k == "lm_head"}
+    folder = write_peft(tmp_path / "a", own)
+    want = open_adapter(folder).digest()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    table = load_file(GOLDEN / name / "model.safetensors")["lm_head.weight"]
+    save_file(tensors | {key: table}, folder / "adapter_model.safetensors")
+    assert "lm_head" in own and open_adapter(folder).digest() == want
+    for extra in ({key: table[:-3]}, {key.replace("lm_head", "model.layers.0.mlp.up_proj"): table}):
+        save_file(tensors | extra, folder / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match="base_layer"):
+            open_adapter(folder)
+
+
 def test_halves_of_pairs_and_other_shapes_are_refused(tmp_path: Path) -> None:
     def put(**parts: tuple[int, ...]) -> Callable[[dict[str, np.ndarray]], object]:
         return lambda t: t.update(
