@@ -16,6 +16,7 @@ from kvasir.api import ollama_routes, ollama_store
 from kvasir.api.anthropic import routes as anthropic
 from kvasir.api.drain import Draining
 from kvasir.api.gate import Doors
+from kvasir.api.gemini import routes as gemini
 from kvasir.api.house import House
 from kvasir.api.http import on_bug, on_gone, on_http_error, on_kvasir_error
 from kvasir.errors import KvasirError
@@ -51,7 +52,12 @@ class Patient(H11Protocol):
 
 def application(house: House) -> ASGIApp:
     """The ASGI application of a house."""
-    routes = [*ollama_routes.routes(house), *ollama_store.routes(house), *anthropic.routes(house)]
+    routes = [
+        *ollama_routes.routes(house),
+        *ollama_store.routes(house),
+        *anthropic.routes(house),
+        *gemini.routes(house),
+    ]
     handlers: dict[Any, Any] = {
         KvasirError: on_kvasir_error,
         HTTPException: on_http_error,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from kvasir.api import ollama
 from kvasir.api.anthropic import errors as anthropic
 from kvasir.api.errors import Fault
+from kvasir.api.gemini import errors as gemini
 from kvasir.api.openai import errors as openai
 
 Shape = Callable[[Fault], bytes]
@@ -16,6 +17,10 @@ Shape = Callable[[Fault], bytes]
 SHAPES: tuple[tuple[re.Pattern[str], Shape], ...] = (
     (re.compile(r"/+api(/|$)"), lambda fault: ollama.error_body(fault.message)),
     (re.compile(r"/+(v1/+)+messages(/|$)"), lambda fault: anthropic.error_body(fault.kind, fault.message)),
+    (
+        re.compile(r"/+v1(beta|alpha)(/|$)|/+v1/models/.+:[a-z]+[A-Z]\w+$"),
+        lambda fault: gemini.error_body(fault.status, fault.kind, fault.message),
+    ),
     (re.compile(r""), lambda fault: openai.error_body(fault.status, fault.kind, fault.message, fault.param)),
 )
 

@@ -184,6 +184,34 @@ def test_the_program_of_the_page(url: str) -> None:
     assert int(counted.split()[3]) > 5
 
 
+WEATHER: Any = {
+    "name": "get_weather",
+    "description": "Get the current weather for a city",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+def test_mead_calls_a_tool(client: anthropic.Anthropic) -> None:
+    asked: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+    with client.messages.stream(
+        model="mead", max_tokens=60, tools=[WEATHER], messages=asked, extra_body=GREEDY
+    ) as stream:
+        first = stream.get_final_message()
+    (call,) = first.content
+    assert call.type == "tool_use" and (call.name, call.input) == ("get_weather", {"city": "Rome"})
+    assert first.stop_reason == "tool_use"
+    result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "Rain."}
+    then = client.messages.create(
+        model="mead",
+        max_tokens=60,
+        tools=[WEATHER],
+        messages=[*asked, first.to_param(), {"role": "user", "content": [result]}],
+        extra_body=GREEDY,
+    )
+    assert then.content[0].type == "text" and then.stop_reason == "end_turn"
+    assert then.usage.cache_read_input_tokens
+
+
 def test_a_call_of_a_tool_and_its_result() -> None:
     model = FakeModel(words=CALLING, info=ABLE)
     with serving(model) as url:

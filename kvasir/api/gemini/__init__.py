@@ -1,0 +1,1 @@
+"""Gemini's wire format, as Google's Developer API speaks it."""
