@@ -122,19 +122,22 @@ class LLM:
         *,
         use_tqdm: bool = True,
         lora_request: Lora | Sequence[Lora] = None,
+        pin: bool = False,
         **wishes: Any,
     ) -> list[RequestOutput]:
         """The answers to prompts, in their order: texts used as they are, or lists of token ids.
 
         Sampling parameters come as one object, one for each prompt, or as plain keywords; the fields of
         StructuredOutputsParams may stand among these: `regex="[0-9]+"`.  `lora_request`: the adapter that
-        answers, or one for each prompt.
+        answers, or one for each prompt.  `pin`: the prompts stay in the prefix cache.
         Raises UsageError, CapacityError before anything is computed.
         """
         many = _prompts(prompts)
         params = self._params(sampling_params, wishes, len(many))
         requests = [
-            ChatRequest(params=p, prompt=prompt if isinstance(prompt, str) else tuple(prompt), adapter=a)
+            ChatRequest(
+                params=p, prompt=prompt if isinstance(prompt, str) else tuple(prompt), adapter=a, pin=pin
+            )
             for prompt, p, a in zip(many, params, self._adapters(lora_request, len(many)), strict=True)
         ]
         return self._run(requests, use_tqdm)
@@ -148,6 +151,7 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] = (),
         think: bool | None = None,
         lora_request: Lora | Sequence[Lora] = None,
+        pin: bool = False,
         **wishes: Any,
     ) -> list[RequestOutput]:
         """The answer to a conversation, or to each of several: dicts or Messages with `role` and
@@ -156,7 +160,7 @@ class LLM:
         many = _conversations(messages)
         params = self._params(sampling_params, wishes, len(many))
         requests = [
-            ChatRequest(params=p, messages=m, tools=tuple(tools or ()), think=think, adapter=a)
+            ChatRequest(params=p, messages=m, tools=tuple(tools or ()), think=think, adapter=a, pin=pin)
             for m, p, a in zip(many, params, self._adapters(lora_request, len(many)), strict=True)
         ]
         return self._run(requests, use_tqdm)

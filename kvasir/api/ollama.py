@@ -84,6 +84,7 @@ class Common(msgspec.Struct, kw_only=True):
     shift: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    pin: bool | None = None  # ours: the prompt stays in the prefix cache
     debug_render_only: bool | None = msgspec.field(name="_debug_render_only", default=None)
 
 
@@ -126,6 +127,7 @@ class Asked:
     tools: tuple[Mapping[str, Any], ...] = ()
     think: bool | str | None = None
     truncate: bool = False
+    pin: bool = False
     logprobs: int | None = None
     form: StructuredOutputsParams | None = None
     needs: tuple[str, ...] = ()
@@ -209,6 +211,7 @@ def to_request(asked: Asked, capabilities: tuple[str, ...], has_template: bool) 
         "params": asked.params,
         "max_context": asked.options.max_context,
         "truncate": asked.truncate,
+        "pin": asked.pin,
         "think": think if "thinking" in capabilities else None,
     }
     if asked.kind == "chat":
@@ -398,6 +401,7 @@ def _common(body: Common, warnings: tuple[str, ...]) -> dict[str, Any]:
         "keep_alive_s": None if body.keep_alive is None else keep_alive(body.keep_alive),
         "think": body.think,
         "truncate": bool(body.truncate),
+        "pin": bool(body.pin),
         "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
         "form": ollamas(body.format),
         "warnings": (*warnings, *options.warnings),

@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "answer over HTTP, as Ollama does",
     "show": "what a model is, its plan, what this machine allows",
     "list": "the models there are",
+    "cache": "the prefixes kept on disk: ls, pin, unpin, purge",
 }
 ALIASES = {"ls": "list", "start": "serve"}
 LATER = ("pull", "push", "create", "cp", "rm", "stop", "ps", "signin", "signout", "launch")

@@ -20,6 +20,7 @@ from kvasir.backends.packed import Packed, cache_folder, source_of
 from kvasir.backends.reference import Reference
 from kvasir.chat import ChatRequest, Delta, Embedding, Finished, FinishReason, Spelled
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
+from kvasir.engine.disk import Disk
 from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine, Token
 from kvasir.engine.sequence import Sequence
@@ -306,6 +307,11 @@ class Model:
     @property
     def is_embedding(self) -> bool:
         return "embedding" in self.info.capabilities
+
+    @property
+    def disk(self) -> Disk | None:
+        """Where its prefixes are kept on disk; None where none are."""
+        return self._engine.scheduler.disk
 
     @property
     def has_template(self) -> bool:

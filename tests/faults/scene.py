@@ -35,6 +35,7 @@ class Client:
     prompt: str
     n_tokens: int
     stream: bool = True
+    pin: bool = False
     status: int = 0
     pieces: list[str] = field(default_factory=list)
     error: str = ""
@@ -64,9 +65,11 @@ class Scene:
     models: Models[ModelProcess]
     connections: set[http.client.HTTPConnection] = field(default_factory=set)
 
-    def ask(self, model: str, prompt: str = "a", n_tokens: int = 8, stream: bool = True) -> Client:
+    def ask(
+        self, model: str, prompt: str = "a", n_tokens: int = 8, stream: bool = True, pin: bool = False
+    ) -> Client:
         """Sends a request from a thread of its own."""
-        client = Client(model, prompt, n_tokens, stream)
+        client = Client(model, prompt, n_tokens, stream, pin)
         client.thread = threading.Thread(target=self._run, args=(client,), daemon=True)
         client.thread.start()
         return client
@@ -104,7 +107,8 @@ class Scene:
         try:
             options = {"temperature": 0, "num_predict": client.n_tokens, "num_ctx": 32768}
             body = {"model": client.model, "prompt": client.prompt, "raw": True, "options": options}
-            connection.request("POST", "/api/generate", json.dumps({**body, "stream": client.stream}))
+            body |= {"stream": client.stream, "pin": client.pin}
+            connection.request("POST", "/api/generate", json.dumps(body))
             client.sent_at = time.monotonic()
             response = connection.getresponse()
             client.status, client.headers = response.status, dict(response.getheaders())

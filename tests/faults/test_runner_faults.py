@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kvasir.engine.segments import scan, segments_of
+from kvasir.engine.shelf import cache_folder, folders
 from kvasir.runner import registry
 from tests.faults.scene import LONG, N_STREAMS, Client, Scene, ended_at, fault, scene, write_models
 
@@ -71,6 +73,29 @@ def test_a_step_that_fails_ends_its_answers_and_not_the_process(stage: Scene, ac
     process = stage.process("one")
     assert stage.answer("one", "c", 5) and stage.models.get("one") is process
     process.check()
+
+
+def test_a_process_killed_while_it_writes_a_block_to_disk(
+    stage: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Everyone is told, the next process begins with the blocks that were whole, and says the same."""
+    monkeypatch.setenv("KVASIR_CACHE_DISK_GB", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    alone, cold = stage.answer("two", "b", 600), stage.answer("one", LONG, 30)
+    for n in range(3):
+        stage.unload("one")
+        with fault(f"cache.write@one:{20 + n}:kill"):
+            other = stage.ask("two", "b", 600)
+            clients = crowd(stage)
+            stage.process("one")
+            clients.append(stage.ask("one", f"{n}{LONG}", 20_000, pin=True))
+            for client in clients:
+                assert "killed by signal 9 (SIGKILL" in client.wait().error, client
+        assert other.wait().done and other.text == alone
+        (path,) = segments_of(next(iter(folders(cache_folder()))))
+        whole, end, _ = scan(path, None)
+        assert len(whole) >= 19 and path.stat().st_size > end, "the file ends within a block"
+        assert stage.answer("one", LONG, 30) == cold
 
 
 def test_a_process_killed_from_outside(stage: Scene) -> None:
