@@ -16,6 +16,7 @@ from kvasir.chat import ChatRequest, Delta, Finished
 from kvasir.checkpoint.adapters import open_adapter
 from kvasir.checkpoint.config import Config
 from kvasir.checkpoint.open import open_checkpoint
+from kvasir.engine import disk
 from kvasir.engine.engine import Engine
 from kvasir.errors import CapacityError, CheckpointError, ModelError, UsageError
 from kvasir.models import build
@@ -28,7 +29,10 @@ from kvasir.runner.prompt import Prompter
 from kvasir.sampling import SamplingParams as Params
 from tests.adapter_files import mead, pairs, write_peft
 from tests.engine.fake import FakeProgram
+from tests.engine.test_disk import running
+from tests.engine.test_engine import drain
 from tests.engine.test_model import INFO, Letters, wish
+from tests.engine.test_prefix import ask
 from tests.parity.cases import CASES, GOLDEN
 
 GREEDY = Params(temperature=0, max_tokens=12)
@@ -80,6 +84,26 @@ def test_company_cache_drafts_and_preemption_change_no_answer(name: str, tmp_pat
     assert run(64, True)[0] == alone
     crowded, engine = run(9, True)
     assert crowded == alone and engine.totals.n_preempted > 0
+
+
+def test_what_the_disk_kept_comes_back_for_the_same_adapter_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "LEAST_BLOCKS", 1)
+    adapters = fitted("qwen3", tmp_path)
+    prompt = np.random.default_rng(2).integers(3, 80, 50).tolist()
+
+    def said(key: str) -> tuple[list[int], int]:
+        with running(tmp_path / "cache", program("qwen3")) as engine:
+            for name, adapter in adapters.items():
+                engine.adapters.load(name, adapter)
+            sequence = ask(engine, prompt, adapter=key)
+            drain(engine)
+        return sequence.generated, sequence.n_cached
+
+    cold = {key: said(key) for key in NAMES}
+    assert [n_cached for _, n_cached in cold.values()] == [0, 0, 0] and cold[""][0] != cold["one"][0]
+    assert {key: said(key) for key in NAMES} == {key: (text, 48) for key, (text, _) in cold.items()}
 
 
 def test_an_adapter_leaves_after_its_last_answer(tmp_path: Path) -> None:
