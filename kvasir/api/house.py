@@ -20,7 +20,7 @@ from kvasir.api.http import JSON, read_body
 from kvasir.api.names import Target, target
 from kvasir.api.residents import Loader, Residents
 from kvasir.api.streaming import Streaming
-from kvasir.errors import KvasirError
+from kvasir.errors import KvasirError, UsageError
 from kvasir.runner.inspect import ModelInfo, describe
 from kvasir.settings import MAX_REQUESTS
 from kvasir.store.name import is_name
@@ -113,7 +113,15 @@ class House:
         return Streaming(self.residents, self.in_thread, asked, target, headers, tenant)
 
     async def resolved(self, name: str) -> Target:
-        """The model called `name`, as `residents.use` takes it.  Raises NotHere."""
+        """The model called `name`, as `residents.use` takes it; without a name, the only one in memory.
+
+        Raises NotHere, and UsageError where none is meant.
+        """
+        if not name and "*" not in self.aliases:
+            seats = self.residents.seats()
+            if len(seats) != 1:
+                raise UsageError("model is required", hint="GET /v1/models lists the models there are")
+            return Target(seats[0].name, seats[0].name)
         return await self.in_thread(lambda: target(name, self.aliases, self.adapters))
 
     # -- what there is ----------------------------------------------------------------------------

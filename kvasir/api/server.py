@@ -19,11 +19,19 @@ from kvasir.api.gate import Doors
 from kvasir.api.gemini import routes as gemini
 from kvasir.api.house import House
 from kvasir.api.http import on_bug, on_gone, on_http_error, on_kvasir_error
+from kvasir.api.openai import routes as openai
 from kvasir.errors import KvasirError
 from kvasir.settings import GRACE_S, Address
 
 HEADER_S = 10.0  # a request's head must be complete within
 MAX_HEADER = 64 << 10
+PROTOCOLS = (  # a line each
+    ollama_routes.routes,
+    ollama_store.routes,
+    anthropic.routes,  # before OpenAI's, with which it shares paths
+    openai.routes,
+    gemini.routes,
+)
 
 
 class Patient(H11Protocol):
@@ -52,12 +60,7 @@ class Patient(H11Protocol):
 
 def application(house: House) -> ASGIApp:
     """The ASGI application of a house."""
-    routes = [
-        *ollama_routes.routes(house),
-        *ollama_store.routes(house),
-        *anthropic.routes(house),
-        *gemini.routes(house),
-    ]
+    routes = [route for protocol in PROTOCOLS for route in protocol(house)]
     handlers: dict[Any, Any] = {
         KvasirError: on_kvasir_error,
         HTTPException: on_http_error,

@@ -131,7 +131,7 @@ def submit(asked: Asked, held: Held, tenant: str = "") -> tuple[Answer, Reply, b
         for answer in answers:
             answer.cancel()
         raise
-    answer = answers[0] if len(answers) == 1 else Merged(answers, requests[0].params.n)
+    answer = answers[0] if len(answers) == 1 else Merged(answers, requests[0].params.n if requests else 1)
     return answer, reply, any(request.truncate for request in requests)
 
 

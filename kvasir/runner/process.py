@@ -175,20 +175,23 @@ class Runner:
             if not left or isinstance(event, KvasirError):
                 with self._lock:
                     self._streams.pop(id, None)
+            pieces = self._pieces(event)
             if isinstance(event, Finished):
                 event = messages.without_prompt(event)
-            self._outbox.event(id, event, self._pieces(event))
+            self._outbox.event(id, event, pieces)
 
         stream.forward(take)
         if cancelled:
             stream.cancel()
 
     def _pieces(self, event: Event | KvasirError) -> dict[int, bytes]:
-        """The spellings of the tokens that the event's log-probabilities name."""
+        """The spellings of the tokens that the event's log-probabilities name, and of a prompt's first."""
         if isinstance(event, KvasirError):
             return {}
         named = event.logprobs if isinstance(event, Delta) else event.prompt_logprobs
         ids = {t for p in named if p for t in (p.token_id, *(i for i, _ in p.top))}
+        if isinstance(event, Finished) and named:
+            ids |= set(event.prompt_token_ids[:1])
         return {i: self._model.token_bytes(i) for i in ids}
 
     def _embed(self, frame: messages.Embed) -> None:

@@ -217,7 +217,7 @@ def test_an_answer_goes_on_with_the_last_message(there: ModelProcess) -> None:
 def test_log_probabilities_of_named_tokens_and_spellings_of_the_prompt(there: ModelProcess) -> None:
     yes, no = (there.tokenize(ChatRequest(SamplingParams(), prompt=t))[-1] for t in (" yes", " no"))
     params = SamplingParams(max_tokens=1, temperature=0, logprobs=1, logprob_token_ids=[yes, no])
-    (delta, _) = list(
+    (delta, *_) = list(
         there.submit(ChatRequest(replace(params, allowed_token_ids=[yes, no]), prompt="Is it?"))
     )
     assert isinstance(delta, Delta) and delta.token_ids[0] in (yes, no)
