@@ -16,7 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvasir.api.face import Asked, Called, Sent
+from kvasir.api.guest import Guest, Visit
 from kvasir.api.http import JSON, read_body
+from kvasir.api.keys import Keyring
 from kvasir.api.names import Target, target
 from kvasir.api.residents import Loader, Residents
 from kvasir.api.streaming import Streaming
@@ -42,6 +44,7 @@ class House:
 
     `aliases`: names of requests to names or paths of models; "*" stands for any name that is not known.
     `adapters`: which of the aliases mean an adapter of their model, and its name there.
+    `keyring` None: nobody is asked for an API key.
     """
 
     loader: Loader
@@ -51,6 +54,7 @@ class House:
     budget_bytes: float = inf
     max_requests: int = MAX_REQUESTS
     adapters: Mapping[str, str] = field(default_factory=dict)
+    keyring: Keyring | None = None
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "server")
@@ -88,11 +92,10 @@ class House:
         async def handler(request: Request) -> Response:
             called = await self.parsed(request, parse)
             target = await self.resolved(called.model)
-            loop = asyncio.get_running_loop()
+            loop, visit = asyncio.get_running_loop(), self.visit(request)
             async with self.residents.use(target, called.keep_alive_s) as held:
-                body = await loop.run_in_executor(
-                    self._callers, lambda: called.answer(held.model, held.load_s)
-                )
+                guest = Guest(held.model, visit)
+                body = await loop.run_in_executor(self._callers, lambda: called.answer(guest, held.load_s))
             return Response(body, media_type=JSON, headers=warned(request, called.warnings))
 
         return handler
@@ -104,13 +107,15 @@ class House:
         return await self.in_thread(lambda: parse(sent))
 
     async def answer(self, request: Request, asked: Asked) -> Response:
-        """The answer to what was asked, as it is written.  `request.state.tenant`, if it is set, keeps what
-        is computed apart from what others asked.
-        """
+        """The answer to what was asked, as it is written."""
         target = await self.resolved(asked.model)
-        tenant = request.scope.get("state", {}).get("tenant", "")
         headers = warned(request, asked.warnings)
-        return Streaming(self.residents, self.in_thread, asked, target, headers, tenant)
+        return Streaming(self.residents, self.in_thread, asked, target, headers, self.visit(request))
+
+    def visit(self, request: Request) -> Visit:
+        """Whose request it is, as the guard knows."""
+        state = request.scope.get("state", {})
+        return Visit(state.get("tenant", ""), state.get("spend", lambda n_tokens: None))
 
     async def resolved(self, name: str) -> Target:
         """The model called `name`, as `residents.use` takes it; without a name, the only one in memory.

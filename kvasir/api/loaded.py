@@ -12,10 +12,12 @@ from kvasir.runner.inspect import ModelInfo
 
 
 class Answer(Protocol):
-    """The events of one request, as they come.  `n_truncated` is known with the first."""
+    """The events of one request, as they come.  The prompt and `n_truncated` are known with the first."""
 
     @property
     def n_truncated(self) -> int: ...
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]: ...
     def __aiter__(self) -> AsyncIterator[Event]: ...
     def cancel(self) -> None: ...
 

@@ -22,6 +22,11 @@ class Merged:
     def n_truncated(self) -> int:
         return sum(answer.n_truncated for answer in self._answers)
 
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """Of all of them, one after another."""
+        return tuple(token for answer in self._answers for token in answer.prompt_token_ids)
+
     def cancel(self) -> None:
         for answer in self._answers:
             answer.cancel()

@@ -17,6 +17,7 @@ from kvasir.api.anthropic import routes as anthropic
 from kvasir.api.drain import Draining
 from kvasir.api.gate import Doors
 from kvasir.api.gemini import routes as gemini
+from kvasir.api.guard import Guard
 from kvasir.api.house import House
 from kvasir.api.http import on_bug, on_gone, on_http_error, on_kvasir_error
 from kvasir.api.openai import routes as openai
@@ -69,7 +70,7 @@ def application(house: House) -> ASGIApp:
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Doors(app, house.own_host)
+    return Doors(Guard(app, house.keyring), house.own_host)
 
 
 def server(house: House, address: Address, access_log: bool = False, grace_s: float = GRACE_S) -> Draining:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kvasir.api.errors import public
 from kvasir.api.face import Asked, Reply
+from kvasir.api.guest import Guest, Visit
 from kvasir.api.http import until_gone
 from kvasir.api.loaded import Answer
 from kvasir.api.merge import Merged
@@ -32,7 +32,7 @@ class Streaming(Response):
         asked: Asked,
         target: Target,
         headers: Mapping[str, str],
-        tenant: str = "",
+        visit: Visit,
     ):
         super().__init__(media_type=asked.media_type, headers=headers)
         del self.headers["content-length"]
@@ -40,7 +40,7 @@ class Streaming(Response):
             self.headers["cache-control"] = "no-cache"
             self.headers["x-accel-buffering"] = "no"
         self._residents, self._in_thread = residents, in_thread
-        self._asked, self._target, self._tenant = asked, target, tenant
+        self._asked, self._target, self._visit = asked, target, visit
         self._truncates = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +69,8 @@ class Streaming(Response):
         """What `submit` gives.  Checking the requests takes time (a template is rendered, a schema
         compiled); if the client leaves meanwhile, what comes of it is cancelled.
         """
-        checking = asyncio.ensure_future(self._in_thread(lambda: submit(self._asked, held, self._tenant)))
+        guest = Held(Guest(held.model, self._visit), held.load_s)
+        checking = asyncio.ensure_future(self._in_thread(lambda: submit(self._asked, guest)))
         try:
             return await asyncio.shield(checking)
         except asyncio.CancelledError:
@@ -115,7 +116,7 @@ class Streaming(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
 
-def submit(asked: Asked, held: Held, tenant: str = "") -> tuple[Answer, Reply, bool]:
+def submit(asked: Asked, held: Held) -> tuple[Answer, Reply, bool]:
     """Hands the requests to the model, all or none: their answer, what writes it, and whether a prompt may be
     cut for it.
 
@@ -125,8 +126,7 @@ def submit(asked: Asked, held: Held, tenant: str = "") -> tuple[Answer, Reply, b
     answers: list[Answer] = []
     try:
         for request in requests:
-            own = f"{tenant}/{request.tenant}" if tenant else request.tenant
-            answers.append(held.model.submit(replace(request, tenant=own)))
+            answers.append(held.model.submit(request))
     except BaseException:
         for answer in answers:
             answer.cancel()

@@ -18,6 +18,7 @@ COMMANDS = {
     "show": "what a model is, its plan, what this machine allows",
     "list": "the models there are",
     "cache": "the prefixes kept on disk: ls, pin, unpin, purge",
+    "keys": "API keys for the server: add, ls, rm",
 }
 ALIASES = {"ls": "list", "start": "serve"}
 LATER = ("pull", "push", "create", "cp", "rm", "stop", "ps", "signin", "signout", "launch")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kvasir
 from kvasir.api.doors import is_loopback
+from kvasir.api.keys import Keyring, keys_path
 from kvasir.cli.parser import Parser
 from kvasir.cli.served import served
 from kvasir.errors import UsageError
@@ -27,9 +28,9 @@ def command(words: Sequence[str], settings: Settings) -> int:
     it.add_argument("--host", help="address to listen on, HOST or HOST:PORT; default 127.0.0.1")
     it.add_argument("--port", type=int, help="port; default 11434")
     it.add_argument(
-        "--insecure",
+        "--no-keys",
         action="store_true",
-        help="allow an address that others reach, though there are no API keys yet",
+        help="ask nobody for an API key, on any address; see `kvasir keys`",
     )
     it.add_argument(
         "--alias",
@@ -65,10 +66,11 @@ def command(words: Sequence[str], settings: Settings) -> int:
         if not 0 <= values.port < 65536:
             raise UsageError(f"--port {values.port} must be between 0 and 65535")
         address = Address(address.host, values.port)
-    if not is_loopback(address.host) and not values.insecure:
+    keyring = None if values.no_keys else Keyring(keys_path(), always=not is_loopback(address.host))
+    if keyring and keyring.always and not keyring.keys:
         raise UsageError(
-            f"{address} can be reached by others and there are no API keys yet: anyone could use your models",
-            hint="stay on 127.0.0.1, or add --insecure on a network that you trust",
+            f"{address} can be reached by others and there are no API keys: anyone could use your models",
+            hint="`kvasir keys add NAME` makes one; --no-keys serves all who come",
         )
     names = served(values.alias, values.adapter)
     listener = listen(address)
@@ -77,10 +79,22 @@ def command(words: Sequence[str], settings: Settings) -> int:
     spare = Started("the first model")  # it imports what a model needs while we import what a server needs
     bound = Address(address.host, listener.getsockname()[1])
     print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
+    if told := admission(address, keyring):
+        print(f"kvasir: {told}", file=sys.stderr, flush=True)
     from kvasir.cli.serving import run  # noqa: PLC0415  half a second, in which clients may already knock
 
-    run(listener, bound, names, values, settings, spare)
+    run(listener, bound, names, values, settings, spare, keyring)
     return 0
+
+
+def admission(address: Address, keyring: Keyring | None) -> str:
+    """Who may use the server, in words; nothing where it is as everybody expects."""
+    if keyring and keyring.needed:
+        n = len(keyring.keys)
+        return f"every request needs one of {n} API keys" if n > 1 else "every request needs the API key"
+    if is_loopback(address.host):
+        return ""
+    return f"--no-keys: WHOEVER REACHES {address} MAY USE THE MODELS"
 
 
 def listen(address: Address) -> socket.socket:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from threading import Timer
 
 from kvasir.api.house import House
+from kvasir.api.keys import Keyring
 from kvasir.api.server import server
 from kvasir.cli.served import Served
 from kvasir.runner.client import ModelProcess
@@ -28,6 +29,7 @@ def run(
     values: argparse.Namespace,
     settings: Settings,
     spare: Started,
+    keyring: Keyring | None,
 ) -> None:
     """Answers until a signal ends it.  The first model goes into `spare`."""
     logging.basicConfig(
@@ -49,7 +51,14 @@ def run(
     models = Models(load, bytes_beside=names.bytes_beside)
     budget = int(values.memory * 1e9) if values.memory else budget_bytes()
     house = House(
-        models, settings.keep_alive_s, names.aliases, bound.host, budget, values.queue, names.adapters
+        models,
+        settings.keep_alive_s,
+        names.aliases,
+        bound.host,
+        budget,
+        values.queue,
+        names.adapters,
+        keyring,
     )
     timer = Timer(SPARE_S, spare.drop)
     timer.daemon = True

@@ -153,7 +153,7 @@ def test_standard_input_goes_before_the_prompt(model: FakeModel, monkeypatch) ->
         (["show", "medaow"], None, "did you mean meadow"),
         (["show", "/no/such.gguf"], None, "no such file"),
         (["serve", "--port", "99999"], None, "--port"),
-        (["serve", "--host", "0.0.0.0"], None, "--insecure"),
+        (["serve", "--host", "0.0.0.0"], None, "there are no API keys"),
         (["serve", "--alias", "x"], None, "NAME=MODEL"),
         (["help", "nothing"], None, "unknown command"),
     ],
@@ -430,6 +430,19 @@ def test_a_chat_in_a_terminal(tmp_path: Path) -> None:
     assert run.wait(15) == 0
     assert "+hi" in (tmp_path / ".kvasir" / "history").read_text()
     os.close(ours)
+
+
+def test_the_start_says_who_may_come_in(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    open_to_all = ["serve", "--host", "0.0.0.0", "--port", "0", "--no-keys"]
+    for words, says in ((open_to_all, b"WHOEVER REACHES"), (["serve", "--port", "0"], b"needs the API key")):
+        if words != open_to_all:
+            assert main(["keys", "add", "a"]) == 0
+        run = child(words, [], stderr=subprocess.PIPE)
+        run.stderr.readline()
+        line = run.stderr.readline()
+        run.terminate()
+        assert says in line and run.wait(15) == 0
 
 
 def test_sigterm_ends_the_server_cleanly() -> None:
