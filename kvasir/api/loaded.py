@@ -9,6 +9,7 @@ from typing import Protocol
 
 from kvasir.chat import ChatRequest, Embedding, Event, Spelled
 from kvasir.runner.inspect import ModelInfo
+from kvasir.runner.pulse import Pulse
 
 
 class Answer(Protocol):
@@ -33,6 +34,11 @@ class Loaded(Protocol):
     def alive(self) -> bool: ...
     @property
     def own_bytes(self) -> int: ...
+
+    @property
+    def pulse(self) -> Pulse:
+        """What it is doing."""
+        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """How a token is spelled that an answer's log-probabilities named."""

@@ -17,7 +17,7 @@ from kvasir.api.words import short
 
 # Fields of /api/create that are known and cannot be honoured.
 REFUSED = {
-    "adapters": "there are no adapters yet",
+    "adapters": "an adapter goes with `kvasir run --adapter`",
     "draft_files": "a draft model goes with `kvasir run --draft`",
     "quantize": "Kvasir runs weights in the format that they have",
     "quantization": "Kvasir runs weights in the format that they have",

@@ -80,7 +80,9 @@ class Store:
 
     async def _made(self, name: str) -> None:
         """A model of that name in memory is not what the name stands for any more."""
-        await self._house.residents.free(await self._house.resolved(name))
+        target = await self._house.resolved(name)
+        if target.load == target.name:  # else it is another model's too
+            await self._house.residents.free(target)
 
     def _based(self, wish: Wish) -> Wish:
         """`wish` with its base as the list has it, never a path that a client sent."""

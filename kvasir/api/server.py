@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kvasir.api import ollama_routes, ollama_store
+from kvasir.api import ollama_routes, ollama_store, top
 from kvasir.api.anthropic import routes as anthropic
 from kvasir.api.drain import Draining
 from kvasir.api.gate import Doors
@@ -29,6 +29,7 @@ MAX_HEADER = 64 << 10
 PROTOCOLS = (  # a line each
     ollama_routes.routes,
     ollama_store.routes,
+    top.routes,
     anthropic.routes,  # before OpenAI's, with which it shares paths
     openai.routes,
     gemini.routes,

@@ -5,24 +5,36 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from kvasir.chat import ChatRequest, Finished, Metrics
+from kvasir.chat import ChatRequest, Delta, Finished, Metrics
 from kvasir.cli.terminal import Waiting, Writer
 from kvasir.durations import go_duration
 from kvasir.runner.model import Model
 from kvasir.sampling import SamplingParams
 
+THINKS, THOUGHT = "Thinking...\n", "...done thinking.\n\n"
+
 
 @dataclass(frozen=True)
 class Said:
-    """An answer as it was shown.  `finished` None: Ctrl-C stopped it."""
+    """An answer as it was shown, without its thoughts.  `finished` None: Ctrl-C stopped it."""
 
     text: str
     finished: Finished | None
 
 
-def answer(model: Model, request: ChatRequest, writer: Writer, waiting: Waiting | None = None) -> Said:
-    """Asks and writes the pieces as they come.  Ctrl-C ends the answer.  Raises UsageError, CapacityError."""
+def answer(
+    model: Model,
+    request: ChatRequest,
+    writer: Writer,
+    waiting: Waiting | None = None,
+    hide_thinking: bool = False,
+) -> Said:
+    """Asks and writes the pieces as they come, thoughts between Ollama's two lines.  Ctrl-C ends the answer.
+
+    Raises UsageError, CapacityError.
+    """
     texts: list[str] = []
+    thinks = False
     finished: Finished | None = None
     waiting = waiting or Waiting("thinking")
     try:
@@ -31,8 +43,15 @@ def answer(model: Model, request: ChatRequest, writer: Writer, waiting: Waiting 
             for event in stream:
                 if isinstance(event, Finished):
                     finished = event
-                elif event.text:
+                elif event.thinking and not hide_thinking:
                     waiting.stop()
+                    writer.write(event.thinking if thinks else THINKS + event.thinking.lstrip("\n"))
+                    thinks = True
+                if isinstance(event, Delta) and event.text:
+                    waiting.stop()
+                    if thinks:
+                        writer.write(("" if writer.ends_line else "\n") + THOUGHT)
+                        thinks = False
                     texts.append(event.text)
                     writer.write(event.text)
         except KeyboardInterrupt:

@@ -15,7 +15,9 @@ from prompt_toolkit.formatted_text import HTML
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from kvasir.api.options import NUMBERS, parse_options
+from kvasir.api.catalog import modelfile
+from kvasir.api.create import Wish, make
+from kvasir.api.options import NUMBERS, over_defaults, parse_options
 from kvasir.chat import ChatRequest, Message
 from kvasir.cli.answer import answer, sum_up
 from kvasir.cli.list import table
@@ -24,6 +26,8 @@ from kvasir.cli.terminal import Waiting, Writer, width_of
 from kvasir.errors import KvasirError, UsageError
 from kvasir.runner.model import Model
 from kvasir.settings import Settings
+from kvasir.store.made import Made, Turn
+from kvasir.store.modelfile import parameters_text
 from kvasir.structured import StructuredOutputsParams
 
 PLACEHOLDER = "Send a message (/? for help)"
@@ -33,6 +37,7 @@ Available Commands:
   /set            Set session variables
   /show           Show model information
   /load <model>   Load another model
+  /save <model>   Keep this session as a model
   /list           List the models there are
   /clear          Forget the conversation
   /bye            Exit
@@ -60,6 +65,7 @@ HELP_SHOW = """\
 Available Commands:
   /show info         What the model is
   /show license      The model's license
+  /show modelfile    What makes the model again
   /show parameters   The parameters of this session
   /show system       The system message
   /show template     The model's chat template
@@ -136,10 +142,15 @@ class Chat:
         self.system, self.raw = "", False
         self.think: bool | str | None = None
         self.form: StructuredOutputsParams | None = None
-        self.verbose, self.wrap = False, True
+        self.verbose, self.wrap, self.hide_thinking = False, True, False
         self.adapter = ""
         self._loaded: Model | None = None  # by /load; ours to close
         self._keyboard: Keyboard | None = None
+
+    @property
+    def _made(self) -> Made:
+        """What the model adds to its weights."""
+        return self.model.info.made or Made("")
 
     def talk(self, keyboard: Keyboard) -> int:
         """Reads and answers until /bye or the end of the input."""
@@ -190,6 +201,7 @@ class Chat:
             "/set": self._set,
             "/show": self._show,
             "/load": self._load,
+            "/save": self._save,
             "/list": lambda rest, _: print(table("") + "\n"),
             "/clear": self._clear,
             "/help": lambda rest, _: print(TEXTS.get(rest[0].lstrip("/"), HELP) if rest else HELP),
@@ -206,7 +218,7 @@ class Chat:
     # -- talking ----------------------------------------------------------------------------------
 
     def _say(self, text: str) -> None:
-        options = parse_options(self.given)
+        options = parse_options(over_defaults(self._made.parameters, self.given))
         params = replace(options.params, structured_outputs=self.form)
         plain = self.raw or self.model.prompter.template is None
         asked = [*self.messages, Message("user", text)]
@@ -216,12 +228,13 @@ class Chat:
             messages=() if plain else (*start, *asked),
             prompt=text if plain else None,
             think=self.think,
+            parse=not plain,
             max_context=options.max_context,
             adapter=self.adapter,
         )
         writer = Writer(sys.stdout, width_of(sys.stdout) if self.wrap and not self.form else None)
         try:
-            said = answer(self.model, request, writer, Waiting("thinking"))
+            said = answer(self.model, request, writer, Waiting("thinking"), self.hide_thinking)
         except UsageError as error:
             raise UsageError(error.message, hint="/clear forgets the conversation") from None
         self.messages = [*asked, Message("assistant", said.text)]
@@ -249,6 +262,21 @@ class Chat:
         self.model = self._loaded = model
         self.messages, self.adapter = [], ""
         print(f"Loaded {model.info.name}\n")
+
+    def _save(self, rest: list[str], text: str) -> None:
+        if len(rest) != 1:
+            raise UsageError("/save takes a name", hint="/save NAME keeps this session as a model")
+        turns = tuple(Turn(m.role, m.content) for m in self.messages)
+        wish = Wish(
+            name=rest[0],
+            base=self.model.info.name,
+            system=self.system or None,
+            parameters=self.given,
+            messages=(*self._made.messages, *turns) or None,
+        )
+        for _ in make(wish):
+            pass
+        print(f"Created new model '{rest[0]}'\n")
 
     def _set(self, rest: list[str], text: str) -> None:
         what = rest[0] if rest else ""
@@ -327,16 +355,14 @@ class Chat:
         elif what == "license":
             print(info.license or "No license is recorded.")
         elif what == "parameters":
-            print(
-                "\n".join(f"{k:30} {v}" for k, v in self.given.items())
-                or "None were set; Ollama's defaults hold."
-            )
+            told = parameters_text({**self._made.parameters, **self.given})
+            print(told or "None were set; Ollama's defaults hold.")
         elif what == "system":
-            print(self.system or "No system message was set.")
+            print(self.system or self._made.system or "No system message was set.")
         elif what == "template":
             print(template.source if template else "The model has no chat template.")
         elif what == "modelfile":
-            raise UsageError("/show modelfile is not supported yet")
+            print(modelfile(info), end="")
         else:
             raise UsageError(f"/show {what[:40]} is unknown", hint="type /? show for help")
         print()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from kvasir.cli.parser import Parser
-from kvasir.cli.terminal import cells, human_bytes, human_time
+from kvasir.cli.terminal import columns, human_bytes, human_time
 from kvasir.errors import KvasirError
 from kvasir.runner.inspect import describe
 from kvasir.settings import Settings
@@ -34,9 +34,4 @@ def table(prefix: str) -> str:
             continue
         age_s = (datetime.now(UTC) - info.modified).total_seconds()
         rows.append((info.name, info.digest[:12], human_bytes(info.size_bytes), human_time(age_s)))
-    widths = [max(cells(row[i]) for row in rows) for i in range(3)]
-    lines = [
-        "    ".join([*(c + " " * (w - cells(c)) for c, w in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    ]
-    return "\n".join(lines)
+    return columns(rows)

@@ -19,9 +19,18 @@ COMMANDS = {
     "list": "the models there are",
     "cache": "the prefixes kept on disk: ls, pin, unpin, purge",
     "keys": "API keys for the server: add, ls, rm",
+    "ps": "the models that the server has in memory",
+    "stop": "have the server free a model",
+    "top": "what the server is doing, live",
+    "create": "make a model of another, as a Modelfile says",
+    "cp": "give a model a further name",
+    "rm": "delete models",
+    "pull": "(not yet) download a model",
+    "push": "(not yet) upload a model",
+    "completion": "completion for bash, zsh or fish",
 }
 ALIASES = {"ls": "list", "start": "serve"}
-LATER = ("pull", "push", "create", "cp", "rm", "stop", "ps", "signin", "signout", "launch")
+LATER = ("signin", "signout", "launch")
 BROKEN_PIPE, INTERRUPTED = 141, 130
 
 
@@ -60,7 +69,7 @@ def _dispatch(words: list[str], settings: Settings) -> int:
         return 0
     name = ALIASES.get(words[0], words[0])
     if name in LATER:
-        raise UsageError(f"`kvasir {name}` is not there yet", hint="`kvasir help` shows what is")
+        raise UsageError(f"`kvasir {name}` is Ollama's and not here", hint="`kvasir help` shows what is")
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
         hint = f"did you mean {near[0]}?" if near else "`kvasir help` shows the commands"
@@ -80,8 +89,8 @@ def overview() -> str:
         "  kvasir run mead                  chat with the built-in model",
     ]
     lines += ['  kvasir run mead "What is DNS?"   ask it one thing', "", "Commands:"]
-    lines += [f"  {name:8}{what}" for name, what in COMMANDS.items()]
-    lines += ["  help    this text; `kvasir help COMMAND` for the options of a command", "", "Environment:"]
+    lines += [f"  {name:12}{what}" for name, what in COMMANDS.items()]
+    lines += ["  help        this text; `kvasir help COMMAND` for a command's options", "", "Environment:"]
     lines += [f"  {s.name:18}{s.form:20}{s.help}" for s in SWITCHES]
     return "\n".join(lines)
 

@@ -9,6 +9,16 @@ from typing import NoReturn
 
 from kvasir.errors import UsageError
 
+OPTIONS = "--list-the-options-of-this-command"  # for completion
+
+
+class Options(Exception):
+    """Not an error: the options of a command, for who asked with OPTIONS."""
+
+    def __init__(self, names: list[str]):
+        super().__init__()
+        self.names = names
+
 
 class Parser(argparse.ArgumentParser):
     """The options of `kvasir COMMAND`.  Mutable, as argparse is."""
@@ -22,6 +32,8 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The values in `words`.  Raises UsageError for what is unknown, missing or ill-typed."""
+        if list(words) == [OPTIONS]:
+            raise Options([o for action in self._actions for o in action.option_strings if o[:2] == "--"])
         values, extra = self.parse_known_intermixed_args(list(words))
         if extra:
             known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvasir.api.options import NUMBERS, Options, parse_options
+from kvasir.api.ollama_embed import normalized
+from kvasir.api.options import NUMBERS, Options, over_defaults, parse_options
 from kvasir.chat import ChatRequest, Message
 from kvasir.cli.answer import answer, sum_up
 from kvasir.cli.parser import Parser
@@ -48,12 +49,23 @@ def command(words: Sequence[str], settings: Settings) -> int:
         waiting.stop()
         raise
     try:
+        options = with_own(model, values, options)
         if prompt is None:
             waiting.stop()
             return _chat(model, values, settings, think)
         return _once(model, values, options, prompt, think, waiting)
     finally:
         model.close()
+
+
+def with_own(model: Model, values: argparse.Namespace, options: Options) -> Options:
+    """`options` over what the model's own parameters say, if it was made with some."""
+    if not model.info.made:
+        return options
+    given = {name: value for name, value in _given(values).items() if value is not None}
+    own = parse_options(over_defaults(model.info.made.parameters, given))
+    form = options.params.structured_outputs
+    return replace(own, params=replace(own.params, structured_outputs=form))
 
 
 def load(
@@ -106,7 +118,18 @@ def parser() -> Parser:
         "--keepalive", metavar="DURATION", help="taken for Ollama's sake; the model goes with the program"
     )
     it.add_argument("--format", metavar="FORM", help="answer in JSON: `json`, or a file with a JSON schema")
-    it.add_argument("--hidethinking", action="store_true", help=argparse.SUPPRESS)
+    it.add_argument("--hidethinking", action="store_true", help="do not show the model's thoughts")
+    it.add_argument(
+        "--dimensions", type=int, metavar="N", help="of an embedding model: the first N numbers, length one"
+    )
+    it.add_argument(
+        "--truncate",
+        nargs="?",
+        const="true",
+        choices=("true", "false"),
+        help="of an embedding model: cut a text over the context",
+    )
+    it.add_argument("--insecure", action="store_true", help=argparse.SUPPRESS)
     return it
 
 
@@ -130,8 +153,6 @@ def _given(values: argparse.Namespace) -> dict[str, Any]:
 
 def _checked(values: argparse.Namespace) -> bool | str | None:
     """The value of --think.  Raises UsageError for it and for options that are known and not there yet."""
-    if values.hidethinking:
-        raise UsageError("--hidethinking is not supported yet")
     if values.keepalive is not None:
         keep_alive_s(values.keepalive)
     if values.raw and values.system:
@@ -196,13 +217,17 @@ def _once(
 ) -> int:
     if model.is_embedding:
         waiting.stop()
-        print(json.dumps(model.embed([prompt])[0]))
+        (found,) = model.embeddings([prompt], truncate=values.truncate == "true")
+        if values.dimensions is not None and not 0 < values.dimensions <= len(found.values):
+            raise UsageError(f"--dimensions must be between 1 and {len(found.values)}")
+        cut = found.values[: values.dimensions]
+        print(json.dumps(normalized(cut) if values.dimensions else cut))
         return 0
     request = first_request(model, options, prompt, values.system or "", values.raw, think)
     request = replace(request, adapter=ADAPTER if values.adapter else "")
     whole = values.nowordwrap or options.params.constraint is not None
     writer = Writer(sys.stdout, None if whole else width_of(sys.stdout))
-    said = answer(model, request, writer, waiting)
+    said = answer(model, request, writer, waiting, values.hidethinking)
     sum_up(said, model.load_s, values.verbose, options.params)
     return 0 if said.finished else 130
 
@@ -223,6 +248,7 @@ def first_request(
         messages=(*start, Message("user", prompt)),
         think=think,
         max_context=options.max_context,
+        parse=True,
     )
 
 
@@ -232,6 +258,7 @@ def _chat(model: Model, values: argparse.Namespace, settings: Settings, think: b
     chat = Chat(model, settings, {k: v for k, v in _given(values).items() if v is not None})
     chat.form = form_of(values.format)
     chat.system, chat.think, chat.raw = values.system or "", think, values.raw
+    chat.hide_thinking = values.hidethinking
     chat.verbose, chat.wrap = values.verbose, not values.nowordwrap
     chat.adapter = ADAPTER if values.adapter else ""
     return chat.talk(keyboard())

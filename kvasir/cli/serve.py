@@ -50,7 +50,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
         "--memory", type=float, metavar="GB", help="for all models together; default 85 %% of the machine's"
     )
     it.add_argument(
-        "--queue", type=int, default=MAX_REQUESTS, metavar="N",
+        "--max-queue", "--queue", dest="queue", type=int, default=MAX_REQUESTS, metavar="N",
         help=f"requests under way and waiting, more are refused; default {MAX_REQUESTS}",
     )  # fmt: skip
     it.add_argument(
@@ -60,7 +60,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
     values = it.read(words)
     memory = 1.0 if values.memory is None else values.memory
     if not 0 < memory <= 1e6 or values.queue < 1 or not 0 <= values.grace <= 1e6:
-        raise UsageError("--memory, --queue and --grace take positive numbers")
+        raise UsageError("--memory, --max-queue and --grace take positive numbers")
     address = parse_address(values.host) if values.host else settings.host
     if values.port is not None:
         if not 0 <= values.port < 65536:

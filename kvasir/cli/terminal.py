@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import unicodedata
+from collections.abc import Sequence
 from typing import TextIO
 
 PATIENCE_S = 0.3  # what is faster needs no sign of life
@@ -110,6 +111,16 @@ def cells(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(c) != 0 for c in text)
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """A table: every column as wide as its widest cell, the last one as it is."""
+    widths = [max(cells(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = []
+    for *firsts, last in rows:
+        padded = (cell + " " * (width - cells(cell)) for cell, width in zip(firsts, widths, strict=True))
+        lines.append("    ".join((*padded, last)))
+    return "\n".join(lines)
+
+
 def human_bytes(n: int) -> str:
     """Bytes as Ollama's list writes them: 9.1 MB, 4.7 GB."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
@@ -121,8 +132,13 @@ def human_bytes(n: int) -> str:
 
 def human_time(seconds: float) -> str:
     """How long ago: "3 weeks ago"."""
+    return "Just now" if seconds < 1 else f"{human_span(seconds)} ago"
+
+
+def human_span(seconds: float) -> str:
+    """A length of time in its largest unit: "3 weeks"."""
     if seconds < 60:
-        return "Less than a minute ago" if seconds >= 1 else "Just now"
+        return "Less than a minute"
     for unit, size in (
         ("year", 31536000),
         ("month", 2592000),
@@ -132,6 +148,6 @@ def human_time(seconds: float) -> str:
     ):
         if seconds >= size * (1 if unit == "hour" else 2) or (unit == "day" and seconds >= size):
             n = int(seconds // size)
-            return f"{n} {unit}{'s' if n > 1 else ''} ago"
+            return f"{n} {unit}{'s' if n > 1 else ''}"
     n = int(seconds // 60)
-    return f"{n} minute{'s' if n > 1 else ''} ago"
+    return f"{n} minute{'s' if n > 1 else ''}"

@@ -330,8 +330,16 @@ class Model:
     @property
     def pulse(self) -> Pulse:
         """How the engine's thread is doing."""
-        pool = self._engine.pool
-        return self.pacer.pulse(len(self._answers), pool.n_free + pool.n_idle, pool.n_blocks)
+        pulse, pool, engine = self.pacer.pulse(), self._engine.pool, self._engine
+        return replace(
+            pulse,
+            n_running=len(self._answers),
+            n_free=pool.n_free + pool.n_idle,
+            n_blocks=pool.n_blocks,
+            n_waiting=engine.scheduler.n_waiting,
+            n_generated=engine.totals.n_generated,
+            n_rows=engine.totals.n_rows,
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """How a token is spelled."""

@@ -30,6 +30,9 @@ class Pulse:
     n_running: int = 0
     n_free: int = 0  # cache blocks
     n_blocks: int = 0
+    n_waiting: int = 0  # requests that have no place in the batch yet
+    n_generated: int = 0  # tokens, since the model was loaded
+    n_rows: int = 0  # computed since then: prompts, answers and guesses
 
 
 class Pacer:
@@ -49,10 +52,10 @@ class Pacer:
             self._began = 0.0
             self._steps += 1
 
-    def pulse(self, n_running: int = 0, n_free: int = 0, n_blocks: int = 0) -> Pulse:
+    def pulse(self) -> Pulse:
         began = self._began
         busy_s = monotonic() - began if began else 0.0
-        return Pulse(self._steps, busy_s, self._slowest_s, n_running, n_free, n_blocks)
+        return Pulse(self._steps, busy_s, self._slowest_s)
 
 
 @dataclass(frozen=True)

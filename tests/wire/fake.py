@@ -13,6 +13,7 @@ from typing import Any
 from kvasir.chat import ChatRequest, Delta, Embedding, Finished, Metrics, Spelled
 from kvasir.errors import KvasirError, ModelError, UsageError
 from kvasir.runner.inspect import ModelInfo
+from kvasir.runner.pulse import Pulse
 from kvasir.runner.stream import Stream
 from kvasir.store.names import find
 
@@ -61,6 +62,7 @@ class FakeModel:
     has_template: bool = True
     alive: bool = True
     own_bytes: int = 0
+    pulse: Pulse = field(default_factory=Pulse)
     load_s: float = 0.0
     requests: list[ChatRequest] = field(default_factory=list)
     n_cancelled: int = 0
