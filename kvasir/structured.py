@@ -10,21 +10,22 @@ from typing import Any, Literal, get_args
 
 from kvasir.errors import UsageError
 
-Kind = Literal["json", "schema", "regex", "choice", "lark", "gbnf"]
+Kind = Literal["json", "schema", "regex", "choice", "lark", "gbnf", "tools"]
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 64
 MAX_CHOICES = 10_000
 _NOUNS = {
     "json": "JSON", "schema": "the JSON schema", "regex": "the regular expression", "choice": "the choices",
-    "lark": "the grammar", "gbnf": "the grammar",
+    "lark": "the grammar", "gbnf": "the grammar", "tools": "what the tools take",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Constraint:
     """One form, as plain text: `json` any JSON object (no text), `schema` a JSON schema, `regex` what the
-    whole answer matches, `choice` a JSON array of texts, `lark` and `gbnf` a grammar.
+    whole answer matches, `choice` a JSON array of texts, `lark` and `gbnf` a grammar,
+    `tools` the one of calls of tools (`grammar/tools.py`).
 
     Raises UsageError for what is malformed or too large; what only a compiler can tell comes when the answer
     is asked for.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +69,37 @@ class Grammars:
         self._kept: OrderedDict[Constraint, Any] = OrderedDict()
         self._checker = Checker()
 
-    def guide(self, constraint: Constraint, prompt: Sequence[int], think: bool | str | None) -> Guide:
+    def guide(
+        self,
+        constraint: Constraint,
+        prompt: Sequence[int],
+        think: bool | str | None,
+        thinks_within: bool = False,
+    ) -> Guide:
         """A guide for one answer to `prompt`.  Compiles, so: not on a thread that others wait for.
 
+        `thinks_within`: the constraint has a place for thoughts, and binds from the first token.
         Raises UsageError with the reason for what does not compile, costs too much or allows no answer.
         """
-        fresh = self._compiled(constraint).deep_copy()
-        state = self._thinking.after(prompt, self._tokenizer) if self._thinking else "closed"
+        again = self._compiled(constraint).deep_copy
+        thinking = self._thinking if not thinks_within else None
+        state = thinking.after(prompt, self._tokenizer) if thinking else "closed"
         if state == "may" and think is False:
             state = "closed"
-        return Guide(
-            fresh, self._ends, constraint.noun, self._thinking, state, lambda: self._renewed(constraint)
-        )
+        renew, markers = partial(self._renewed, constraint), self._markers(constraint)
+        return Guide(again(), self._ends, constraint.noun, thinking, state, renew, markers, again)
 
     def close(self) -> None:
         """Ends the process that checks; a later constraint starts it again."""
         self._checker.close()
+
+    def _markers(self, constraint: Constraint) -> frozenset[int]:
+        """The tokens that a grammar names as such."""
+        if constraint.kind not in ("lark", "tools"):
+            return frozenset()
+        named = {int(token) for token in re.findall(r"<\[([0-9]{1,9})\]>", constraint.text)}
+        special = {i for i in range(self._tokenizer.n_vocab) if self._tokenizer.special(i)}
+        return frozenset(named | (special if constraint.kind == "lark" else set()))
 
     def _compiled(self, constraint: Constraint) -> Any:
         with self._lock:

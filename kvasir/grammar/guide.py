@@ -42,6 +42,8 @@ class Guide:
     `Thinking.after` says of the prompt; with "may" the first token may open the thinking.
     `native`: a fresh llguidance matcher, owned by the guide; those of one grammar share what they learn.
     `renew` makes one that shares nothing: what others wrote must not be why an answer fails.
+    `markers`: tokens that the grammar may name as such, and not as text; `again` gives another matcher like
+    the first, which is what going back over a marker takes.
     """
 
     def __init__(
@@ -52,9 +54,12 @@ class Guide:
         thinking: Thinking | None = None,
         state: Literal["open", "may", "closed"] = "closed",
         renew: Callable[[], Any] | None = None,
+        markers: frozenset[int] = frozenset(),
+        again: Callable[[], Any] | None = None,
     ):
         self._native, self._ends, self._noun, self._renew = native, ends, noun, renew
-        self._thinking, self._state = thinking, state
+        self._thinking, self._state, self._markers = thinking, state, markers
+        self._again = again
         self._words = np.zeros(-(-ends.n_native // 32), np.uint32)
         self._tokens: list[int] = []
         self._bound_at = None if thinking and state == "open" else 0
@@ -130,13 +135,18 @@ class Guide:
         """Forgets the last `count` tokens."""
         if not count:
             return
-        if self._bound_at is not None and len(self._tokens) - count >= self._bound_at:
-            gone = self._tokens[-count:]
+        gone = self._tokens[-count:]
+        # A matcher takes a marker for as many bytes as its spelling has, and goes back too far; reset too.
+        within = self._bound_at is not None and len(self._tokens) - count >= self._bound_at
+        if within and self._markers.isdisjoint(gone):
             self._native.rollback(sum(token not in self._ends.ids for token in gone))
             del self._tokens[-count:]
             return
         kept = self._tokens[:-count]
-        self._native.reset()
+        if self._again and not self._markers.isdisjoint(self._tokens):
+            self._native = self._again()
+        else:
+            self._native.reset()
         self._tokens, self._bound_at = [], None if self._thinking and self._state == "open" else 0
         self.accept(*kept)
 

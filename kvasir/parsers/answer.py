@@ -11,7 +11,9 @@ from kvasir.chat import ToolPiece
 from kvasir.parsers.marks import PAIRS, Pair, State
 from kvasir.parsers.parts import Call, Part, Said, Thought, Tools, Writer
 from kvasir.parsers.reader import Marks, Reader, Steps
+from kvasir.parsers.syntax import ARGUMENTS, JSON_NAME, Syntax
 
+JSON_CALL = Syntax(('{"name": ', JSON_NAME, ', "arguments": ', ARGUMENTS, "}"), single=True)
 Calls = tuple[Call, ...] | None  # None: what came is no call
 
 
@@ -22,6 +24,7 @@ class Family:
     `calls` reads what stands behind one of the marks `opens`; `bare`, what may be a call without a mark at
     the beginning of a text.  A family that is unlike the others has a `run` of its own.
     `marks`: all marks that may be special tokens, and must be seen.  `call_id` makes the id of a call.
+    `syntax`: how calls look that the model is made to write; `variants`, where a template holds a text.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Family:
     marks: tuple[str, ...] = ()
     run: Callable[[Reader, Writer, Tools, State], Steps[None]] | None = None
     pair: Pair = PAIRS[0]
+    syntax: Syntax = JSON_CALL
+    variants: tuple[tuple[str, Syntax], ...] = ()
     call_id: Callable[[], str] = field(default=lambda: "call_" + letters(8))
 
 
@@ -152,9 +157,13 @@ def _last_calls(reader: Reader, family: Family, mark: str, tools: Tools) -> Step
         yield from reader.space()
         opened = yield from reader.accept(*family.opens)
     else:
-        if not (yield from reader.peek()) and not reader.cut:
+        ended = not (yield from reader.peek()) and not reader.cut
+        if ended and family.pair.close not in reader.read(begun):
             reader.commit(begun)
             return found
+    if family.pair.close in reader.read(begun):  # the thought ends within
+        reader.undo(begun)
+        return mark
     return mark + reader.commit(begun)
 
 

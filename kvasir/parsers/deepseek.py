@@ -19,6 +19,7 @@ from __future__ import annotations
 from kvasir.parsers.answer import Calls, Family
 from kvasir.parsers.parts import Call, Tools
 from kvasir.parsers.reader import Marks, Reader, Steps
+from kvasir.parsers.syntax import ARGUMENTS, NAME, Syntax
 from kvasir.parsers.values import MAX_NAME, json_text, loads, named_call
 
 ALL_BEGIN, ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -67,4 +68,12 @@ def _call(reader: Reader) -> Steps[Call | None]:
     return call if (yield from reader.closes(END)) else None
 
 
-DEEPSEEK = Family("deepseek", (ALL_BEGIN, BEGIN), calls, marks=(ALL_BEGIN, ALL_END, BEGIN, SEP, END))
+_FENCED = (BEGIN + "function" + SEP, NAME, f"\n{FENCE}\n", ARGUMENTS, f"\n{FENCE_END}{END}")
+DEEPSEEK = Family(
+    "deepseek",
+    (ALL_BEGIN, BEGIN),
+    calls,
+    marks=(ALL_BEGIN, ALL_END, BEGIN, SEP, END),
+    syntax=Syntax((BEGIN, NAME, SEP, ARGUMENTS, END), begin=ALL_BEGIN, end=ALL_END),
+    variants=((FENCE, Syntax(_FENCED, begin=ALL_BEGIN, between="\n", end=ALL_END)),),
+)

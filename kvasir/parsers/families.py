@@ -33,4 +33,5 @@ def family_of(template: str, has_token: Callable[[str], bool] = lambda piece: Fa
     """The family, with the marks of thoughts that the template writes or the vocabulary has."""
     found = next(family for marks, family in _FAMILIES if all(mark in template for mark in marks))
     pair = pair_of(lambda mark: mark in template) or pair_of(has_token) or found.pair
-    return replace(found, pair=pair, marks=tuple(dict.fromkeys((*found.marks, *pair))))
+    syntax = next((form for mark, form in found.variants if mark in template), found.syntax)
+    return replace(found, pair=pair, syntax=syntax, marks=tuple(dict.fromkeys((*found.marks, *pair))))

@@ -18,6 +18,7 @@ from kvasir.parsers.code import code_call
 from kvasir.parsers.marks import CHANNEL, MESSAGE, State
 from kvasir.parsers.parts import Call, Said, Thought, Tools, Writer
 from kvasir.parsers.reader import Marks, Reader, Steps
+from kvasir.parsers.syntax import ARGUMENTS, NAME, THOUGHT, Syntax
 from kvasir.parsers.values import loads, named_call
 
 START, END, RETURN, CALL, CONSTRAIN = "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>"
@@ -103,6 +104,12 @@ def _call(recipient: str, text: str, tools: Tools) -> Call | None:
     return code_call(name, text, tools) if value is None else named_call(name, value)
 
 
+_FORM = (CHANNEL + "commentary to=functions.", NAME, f" {CONSTRAIN}json{MESSAGE}", ARGUMENTS)
+_FINAL = (CHANNEL + "final" + MESSAGE,)
+_THOUGHT = (CHANNEL + "analysis" + MESSAGE, THOUGHT, END + START + "assistant")
 HARMONY = Family(
-    "harmony", run=run, marks=(START, END, RETURN, CALL, CONSTRAIN, CHANNEL, MESSAGE),
-)  # fmt: skip
+    "harmony",
+    run=run,
+    marks=(START, END, RETURN, CALL, CONSTRAIN, CHANNEL, MESSAGE),
+    syntax=Syntax(_FORM, single=True, prelude=_THOUGHT, text_begin=_FINAL, thinks_within=True),
+)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from kvasir.parsers.answer import Calls, Family
 from kvasir.parsers.parts import Tools
 from kvasir.parsers.reader import Reader, Steps
+from kvasir.parsers.syntax import ARGUMENTS, JSON_NAME, Pieces, Syntax
 from kvasir.parsers.values import call_of, json_text, loads
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -37,4 +38,5 @@ def calls(reader: Reader, mark: str, tools: Tools) -> Steps[Calls]:
     return (call,) if follows else None
 
 
-HERMES = Family("hermes", (OPEN,), calls, marks=(OPEN, CLOSE))
+FORM: Pieces = (OPEN + '\n{"name": ', JSON_NAME, ', "arguments": ', ARGUMENTS, "}\n" + CLOSE)
+HERMES = Family("hermes", (OPEN,), calls, marks=(OPEN, CLOSE), syntax=Syntax(FORM, between="\n"))

@@ -18,6 +18,7 @@ from kvasir.parsers.code import code_call, code_tool
 from kvasir.parsers.parts import Tools
 from kvasir.parsers.python_values import python_call, python_calls
 from kvasir.parsers.reader import Marks, Reader, Steps
+from kvasir.parsers.syntax import ARGUMENTS, JSON_NAME, Syntax
 from kvasir.parsers.values import MAX_NAME, json_text, loads, named_call
 
 TAG, FUNCTION, END = "<|python_tag|>", "<function=", "</function>"
@@ -73,4 +74,5 @@ def _code(reader: Reader, tools: Tools) -> Steps[Calls]:
     return (call,) if call else None
 
 
-LLAMA3 = Family("llama3", (TAG, FUNCTION), calls, bare, marks=(TAG,))
+FORM = ('{"name": ', JSON_NAME, ', "parameters": ', ARGUMENTS, "}")
+LLAMA3 = Family("llama3", (TAG, FUNCTION), calls, bare, marks=(TAG,), syntax=Syntax(FORM, between="; "))

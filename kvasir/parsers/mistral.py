@@ -17,6 +17,7 @@ from kvasir.parsers.answer import Calls, Family, letters
 from kvasir.parsers.bare import json_calls
 from kvasir.parsers.parts import Tools
 from kvasir.parsers.reader import Marks, Reader, Steps
+from kvasir.parsers.syntax import ARGUMENTS, ID, JSON_NAME, NAME, Syntax
 from kvasir.parsers.values import MAX_NAME, json_text, loads, named_call
 
 OPEN, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
@@ -47,4 +48,17 @@ def call_id() -> str:
     return letters(9, string.ascii_letters + string.digits)
 
 
-MISTRAL = Family("mistral", (OPEN,), calls, marks=(OPEN, ARGS, CALL_ID), call_id=call_id)
+_LISTED = ('{"name": ', JSON_NAME, ', "arguments": ', ARGUMENTS, "}")
+MISTRAL = Family(
+    "mistral",
+    (OPEN,),
+    calls,
+    marks=(OPEN, ARGS, CALL_ID),
+    call_id=call_id,
+    syntax=Syntax(_LISTED, begin=OPEN + "[", between=", ", end="]"),
+    variants=(
+        (CALL_ID, Syntax((OPEN, NAME, CALL_ID, ID, ARGS, ARGUMENTS))),
+        (ARGS, Syntax((OPEN, NAME, ARGS, ARGUMENTS))),
+        (OPEN + " [", Syntax(_LISTED, begin=OPEN + " [", between=", ", end="]")),
+    ),
+)

@@ -22,6 +22,7 @@ from kvasir.parsers import hermes
 from kvasir.parsers.answer import Calls, Family
 from kvasir.parsers.parts import Call, Tools
 from kvasir.parsers.reader import Marks, Reader, Steps
+from kvasir.parsers.syntax import NAME, PARAMETERS, Pieces, Syntax
 from kvasir.parsers.values import MAX_NAME, loads, named_call
 
 OPEN, CLOSE = hermes.OPEN, hermes.CLOSE
@@ -127,4 +128,11 @@ def types_of(schema: object, depth: int) -> set[str]:
     return found
 
 
-QWEN_CODER = Family("qwen coder", (OPEN, FUNCTION), calls, marks=(OPEN, CLOSE))
+FORM: Pieces = (f"{OPEN}\n{FUNCTION}", NAME, ">\n", PARAMETERS, f"{FUNCTION_END}\n{CLOSE}")
+QWEN_CODER = Family(
+    "qwen coder",
+    (OPEN, FUNCTION),
+    calls,
+    marks=(OPEN, CLOSE),
+    syntax=Syntax(FORM, between="\n", plain=hermes.FORM),
+)

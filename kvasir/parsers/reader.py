@@ -68,8 +68,12 @@ class Reader:
         self._attempts += 1
         return len(self._taken)
 
+    def read(self, begun: int) -> str:
+        """What was read since `begin`."""
+        return "".join(self._taken[begun:])
+
     def undo(self, begun: int) -> None:
-        read = "".join(self._taken[begun:])
+        read = self.read(begun)
         if len(read) <= self.at:
             self.at -= len(read)
         else:
@@ -79,7 +83,7 @@ class Reader:
 
     def commit(self, begun: int) -> str:
         """Ends an attempt; what was read since."""
-        read = "".join(self._taken[begun:])
+        read = self.read(begun)
         self._attempts -= 1
         if not self._attempts:
             self._taken.clear()

@@ -27,8 +27,10 @@ from kvasir.engine.sequence import Sequence
 from kvasir.engine.stats import Stats
 from kvasir.errors import Bug, CapacityError, KvasirError, UsageError
 from kvasir.grammar.compile import Grammars
+from kvasir.grammar.tools import tool_constraint
 from kvasir.models import build
 from kvasir.native import kernels
+from kvasir.parsers.parts import tools_of
 from kvasir.plan.passes import adapt
 from kvasir.runner.adapters import AdapterInfo, Base, unknown
 from kvasir.runner.inspect import ModelInfo, info
@@ -41,6 +43,7 @@ from kvasir.runner.stream import Stream
 from kvasir.runner.watch import watched
 from kvasir.settings import Settings, read_settings
 from kvasir.store.names import find
+from kvasir.structured import Constraint
 from kvasir.text.stream import TextStream
 from kvasir.text.tokenizer import Tokenizer
 
@@ -169,18 +172,19 @@ class Model:
         limit = self._engine.limit(request.max_context)
         tokens, n_truncated = self.prompter.tokens(request, limit)
         stream = Stream(request.params.n, tuple(tokens), self._cancel, n_truncated)
-        params, form = request.params, request.params.constraint
+        params, form = request.params, self._form(request)
+        within = form is not None and form.kind == "tools" and self.prompter.family.syntax.thinks_within
         think = request.think if request.messages else bool(request.think)  # a bare text asks for no thought
         answers = []
         for index in range(params.n):
-            guide = self._grammars.guide(form, tokens, think) if form else None
+            guide = self._grammars.guide(form, tokens, think, within) if form else None
             sequence = self._engine.sequence(
                 tokens, params, request.max_context, index, n_truncated,
                 tenant=request.tenant, priority=request.priority, guide=guide,
                 adapter=adapter.key if adapter else "",
                 pin=_beginning(request) if request.pin and index == 0 else None,
             )  # fmt: skip
-            text = self._text(request, tokens)
+            text = self._text(request, tokens, form is None)
             answers.append(_Answer(sequence, text, stream))
         with self._changed:
             if self._inbox.closing:
@@ -191,17 +195,29 @@ class Model:
             self._changed.notify()
         return stream
 
-    def _text(self, request: ChatRequest, tokens: list[int]) -> TextStream | Parsed:
+    def _form(self, request: ChatRequest) -> Constraint | None:
+        """What the answer is held to: calls where a tool must be called."""
+        return tool_constraint(
+            self.prompter.family,
+            tools_of(request.tools),
+            request.tool_choice,
+            request.parallel_tool_calls,
+            self.prompter.tokenizer.token_id,
+            request.params.constraint,
+        )
+
+    def _text(self, request: ChatRequest, tokens: list[int], free: bool) -> TextStream | Parsed:
+        """Where tokens become text.  One that is held to a form, not `free`, has no space but its own."""
+        begin = bool(request.messages) and free
         if request.parse:
-            return Parsed(self.prompter, request, tokens)
+            return Parsed(self.prompter, request, tokens, begin)
         params = request.params
         return TextStream(
             self.prompter.tokenizer,
             params.stops,
             params.include_stop_str_in_output,
             params.skip_special_tokens,
-            # A constrained answer has no space but its own.
-            bool(request.messages) and params.constraint is None,
+            begin,
         )
 
     # -- adapters -----------------------------------------------------------------------------------

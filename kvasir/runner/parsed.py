@@ -17,7 +17,7 @@ from kvasir.text.stream import Stops, TextStream
 class Parsed:
     """One answer's tokens as Deltas (mutable).  Stop strings stop its text, not its thoughts and calls."""
 
-    def __init__(self, prompter: Prompter, request: ChatRequest, prompt: Sequence[int]):
+    def __init__(self, prompter: Prompter, request: ChatRequest, prompt: Sequence[int], begin: bool):
         family, tokenizer, params = prompter.family, prompter.tokenizer, request.params
         tools = tools_of(request.tools) if request.tool_choice != "none" else {}
         state = left_by(tail(prompt, tokenizer, family.pair), family.pair)
@@ -25,7 +25,6 @@ class Parsed:
         self._answer = Answer(family, tools, state, None if request.parallel_tool_calls else 1)
         self._stops = Stops(params.stops, params.include_stop_str_in_output)
         known = (tokenizer.token_id(mark) for mark in family.marks)
-        begin = bool(request.messages) and params.constraint is None
         self._stream = TextStream(
             tokenizer,
             skip_special=params.skip_special_tokens,
