@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from kvasir.api.loaded import Answer, Loaded
 from kvasir.chat import ChatRequest, Delta, Embedding, Event, Spelled
 from kvasir.runner.inspect import ModelInfo
+from kvasir.runner.pulse import Pulse
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Guest:
     @property
     def own_bytes(self) -> int:
         return self._model.own_bytes
+
+    @property
+    def pulse(self) -> Pulse:
+        return self._model.pulse
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._model.token_bytes(token_id)

@@ -29,12 +29,18 @@ def server_address(settings: Settings, environ: Mapping[str, str] | None = None)
 def ask(
     settings: Settings, method: str, path: str, body: object = None, wait_s: float = WAIT_S
 ) -> dict[str, Any]:
-    """The JSON that the server answers.  Raises UsageError for its refusal, and when there is none."""
+    """The JSON that the server answers; OLLAMA_API_KEY goes with it, if it is set.
+
+    Raises UsageError for its refusal, and when there is none.
+    """
     address = server_address(settings)
     raw = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("OLLAMA_API_KEY", "").strip():
+        headers["Authorization"] = f"Bearer {key}"
     connection = http.client.HTTPConnection(address.host, address.port, timeout=wait_s)
     try:
-        connection.request(method, path, raw, {"Content-Type": "application/json"})
+        connection.request(method, path, raw, headers)
         answer = connection.getresponse()
         text = answer.read()
     except ConnectionRefusedError:
