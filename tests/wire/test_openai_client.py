@@ -312,3 +312,73 @@ def test_fields_that_nobody_knows_are_told_in_a_header() -> None:
         )
         assert raw.headers["x-kvasir-warning"] == "unknown field 'zap'"
         assert raw.parse().choices[0].message.content == "Hello, world"
+
+
+def test_a_response_and_the_same_streamed(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "mead", "input": "What is a VLAN?", "temperature": 0, "max_output_tokens": 60}
+    got = client.responses.create(**asked)
+    assert (
+        "VLAN" in got.output_text and got.usage and got.usage.output_tokens > 5 and got.id.startswith("resp_")
+    )
+    with client.responses.stream(**asked) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert final.output_text == got.output_text and final.status == got.status
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    again = client.responses.create(**{**asked, "input": "And a router?"}, previous_response_id=got.id)
+    assert again.previous_response_id == got.id and again.usage
+    assert again.usage.input_tokens > got.usage.input_tokens + got.usage.output_tokens - 5
+    assert client.responses.retrieve(got.id).output_text == got.output_text
+    client.responses.delete(got.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(got.id)
+    with pytest.raises(openai.BadRequestError) as lost:
+        client.responses.create(**asked, previous_response_id=got.id)
+    assert lost.value.param == "previous_response_id"
+
+
+def test_a_response_held_to_a_form(client: openai.OpenAI) -> None:
+    got = client.responses.parse(
+        model="mead", input="What is a VLAN?", text_format=Host, max_output_tokens=100
+    )
+    assert isinstance(got.output_parsed, Host)
+
+
+def test_calls_and_thoughts_in_a_response() -> None:
+    flat: Any = {"type": "function", "strict": False, **CLOCK["function"]}
+    model = FakeModel(words=CALLS, info=ABLE)
+    with serving(model) as url:
+        client = client_of(url)
+        with client.responses.stream(model="mead", input="Hello", tools=[flat]) as stream:
+            final = stream.get_final_response()
+        assert [item.type for item in final.output] == [
+            "reasoning",
+            "message",
+            "function_call",
+            "function_call",
+        ]
+        call = final.output[2]
+        assert (
+            call.type == "function_call"
+            and call.arguments == '{"city": "Bergen"}'
+            and call.call_id == "call_1"
+        )
+        result: Any = {"type": "function_call_output", "call_id": "call_1", "output": "noon"}
+        client.responses.create(model="mead", input=[result], previous_response_id=final.id, tools=[flat])
+        sent: Any = [{"role": "user", "content": "Hello"}, *final.output, result]
+        client.responses.create(model="mead", input=sent, tools=[flat], store=False)
+    _, kept, whole = model.requests
+    assert kept.messages == whole.messages and [m.role for m in kept.messages] == [
+        "user",
+        "assistant",
+        "tool",
+    ]
+    assert kept.messages[1].thinking == "It wants the time." and kept.messages[2].tool_name == "clock"
+    with serving(FakeModel(words=["a", Bug("x")])) as url:
+        events = list(client_of(url).responses.create(model="mead", input="x", stream=True))
+        assert events[-1].type == "response.failed"

@@ -11,12 +11,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import kvasir
+from kvasir.api.errors import Fault
 from kvasir.api.face import Asked, Called, Sent
 from kvasir.api.house import House, called_by
-from kvasir.api.http import json_response
+from kvasir.api.http import fault_response, json_response
 from kvasir.api.names import resolve
-from kvasir.api.openai import chat, completions, decisions, embeddings, rank, tokens
+from kvasir.api.openai import chat, completions, decisions, embeddings, rank, responses, tokens
+from kvasir.api.openai.memory import Responses
 from kvasir.api.openai.models import card
+from kvasir.api.words import short
 from kvasir.runner.inspect import describe
 
 ASKS: dict[str, Callable[[Sent], Asked]] = {
@@ -39,8 +42,11 @@ CALLS: dict[str, Callable[[Sent], Called]] = {
 
 def routes(house: House) -> list[Route]:
     """What the server answers in OpenAI's way.  A base URL with one /v1 too many does no harm."""
-    paths = OpenAI(house)
+    memory = Responses()
+    paths = OpenAI(house, memory)
     found = [
+        Route("/v1/responses", house.asking(lambda sent: responses.parse(sent, memory)), methods=["POST"]),
+        Route("/v1/responses/{id}", paths.response, methods=["GET", "DELETE"]),
         *(Route(path, house.asking(parse), methods=["POST"]) for path, parse in ASKS.items()),
         *(Route(path, house.calling(parse), methods=["POST"]) for path, parse in CALLS.items()),
         Route("/v1/models", paths.models),
@@ -60,8 +66,8 @@ def routes(house: House) -> list[Route]:
 class OpenAI:
     """The handlers that need no model in memory."""
 
-    def __init__(self, house: House):
-        self._house = house
+    def __init__(self, house: House, memory: Responses):
+        self._house, self._memory = house, memory
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": await self._house.in_thread(self._cards)})
@@ -69,6 +75,16 @@ class OpenAI:
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         return json_response(await self._house.in_thread(lambda: self._card(name)))
+
+    async def response(self, request: Request) -> Response:
+        """A response that was kept, once more; or it is forgotten."""
+        id = request.path_params["id"]
+        if request.method == "DELETE" and self._memory.drop(id):
+            return json_response({"id": id, "object": "response", "deleted": True})
+        kept = None if request.method == "DELETE" else self._memory.get(id)
+        if kept is None:
+            return fault_response(request.url.path, Fault(404, f"there is no response {short(id)}"))
+        return json_response(kept.response)
 
     async def health(self, request: Request) -> Response:
         return Response()

@@ -49,6 +49,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "store": (False,),
     "images": ([],),
+    "prompt": (),
     "conversation": (),
     "background": (False,),
 }
