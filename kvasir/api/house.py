@@ -38,12 +38,23 @@ CALLERS = 32  # threads that wait for answers in one piece: embeddings, counts o
 MAX_WARNING = 800  # characters of warnings in a header
 
 
+@dataclass(frozen=True)
+class Lending:
+    """What clients may load: adapters under `folder`.  `remember(model, name, path)` has the model started
+    with the adapter from now on, or without it where the path is empty.
+    """
+
+    folder: Path
+    remember: Callable[[str, str, str], None]
+
+
 @dataclass
 class House:
     """What the server serves from.  Mutable: its residents come and go.
 
     `aliases`: names of requests to names or paths of models; "*" stands for any name that is not known.
-    `adapters`: which of the aliases mean an adapter of their model, and its name there.
+    `adapters`: which of the aliases mean an adapter of their model, and its name there; clients add to both
+    what `lending` allows.
     `keyring` None: nobody is asked for an API key.
     """
 
@@ -55,13 +66,14 @@ class House:
     max_requests: int = MAX_REQUESTS
     adapters: Mapping[str, str] = field(default_factory=dict)
     keyring: Keyring | None = None
+    lending: Lending | None = None
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "server")
         self._loaders = ThreadPoolExecutor(LOADERS, "loader")
         self._callers = ThreadPoolExecutor(CALLERS, "caller")
         self.residents = Residents(
-            self.loader, self.keep_alive_s, self._in_loader, self.budget_bytes, self.max_requests
+            self.loader, self.keep_alive_s, self.in_loader, self.budget_bytes, self.max_requests
         )
         self._described: dict[tuple[str, float, int], ModelInfo] = {}
 
@@ -69,7 +81,8 @@ class House:
         """Runs what takes a moment, so that the event loop goes on."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _in_loader(self, work: Callable[[], T]) -> Awaitable[T]:
+    def in_loader(self, work: Callable[[], T]) -> Awaitable[T]:
+        """Runs what waits for a model's process."""
         return asyncio.get_running_loop().run_in_executor(self._loaders, work)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from kvasir.chat import ChatRequest, Embedding, Event, Spelled
+from kvasir.runner.adapters import AdapterInfo
 from kvasir.runner.inspect import ModelInfo
 from kvasir.runner.pulse import Pulse
 
@@ -65,4 +66,16 @@ class Loaded(Protocol):
 
     def spell(self, token_ids: Sequence[int]) -> Spelled:
         """Token ids as text; waits, so call it in a thread.  Raises UsageError for unknown ids."""
+        ...
+
+
+class Adaptable(Protocol):
+    """A model in memory that takes adapters."""
+
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Requests may name this adapter from now on; waits, so call it in a thread."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """No request may name it any more; waits, so call it in a thread.  Raises UsageError for none."""
         ...

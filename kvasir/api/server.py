@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kvasir.api import ollama_routes, ollama_store, top
+from kvasir.api import adapters, ollama_routes, ollama_store, top
 from kvasir.api.anthropic import routes as anthropic
 from kvasir.api.drain import Draining
 from kvasir.api.gate import Doors
@@ -33,6 +33,7 @@ PROTOCOLS = (  # a line each
     anthropic.routes,  # before OpenAI's, with which it shares paths
     openai.routes,
     gemini.routes,
+    adapters.routes,
 )
 
 

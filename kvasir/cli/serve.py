@@ -47,6 +47,11 @@ def command(words: Sequence[str], settings: Settings) -> int:
         help="a LoRA adapter of MODEL, asked for as MODEL:NAME; may be repeated",
     )
     it.add_argument(
+        "--adapters-from",
+        metavar="FOLDER",
+        help="clients may load adapters that lie there: /v1/load_lora_adapter",
+    )
+    it.add_argument(
         "--memory", type=float, metavar="GB", help="for all models together; default 85 %% of the machine's"
     )
     it.add_argument(
@@ -73,6 +78,8 @@ def command(words: Sequence[str], settings: Settings) -> int:
             hint="`kvasir keys add NAME` makes one; --no-keys serves all who come",
         )
     names = served(values.alias, values.adapter)
+    if values.adapters_from and not Path(values.adapters_from).is_dir():
+        raise UsageError(f"--adapters-from {values.adapters_from[:60]!r} is no folder")
     listener = listen(address)
     # The server ends its answers first and then lets the signal through to us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

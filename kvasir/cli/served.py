@@ -13,22 +13,35 @@ from kvasir.store.names import find, listing
 @dataclass(frozen=True)
 class Served:
     """`aliases`: names of requests, and of the models that answer them.  `adapters`: of those names the ones
-    that mean an adapter too, and its own name.  `paths`: by a model's file, its adapters' paths by name.
+    that mean an adapter too, and its own name.  `paths`: by a model's file, its adapters' paths by name;
+    mutable, clients may add some.
     """
 
     aliases: Mapping[str, str] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)
-    paths: Mapping[Path, Mapping[str, str]] = field(default_factory=dict)
+    paths: dict[Path, dict[str, str]] = field(default_factory=dict)
 
     def of(self, model: str) -> Mapping[str, str]:
         """The adapters that the model called `model` is loaded with."""
-        return self.paths.get(find(model).path.resolve(), {})
+        return self._there(find(model).path)
+
+    def remember(self, model: str, name: str, path: str) -> None:
+        """The model called `model` is loaded with this adapter from now on; without a path, no longer."""
+        file = find(model).path.resolve()
+        others = {key: own for key, own in self.paths.get(file, {}).items() if key != name}
+        self.paths[file] = {**others, name: path} if path else others
 
     def bytes_beside(self, file: Path) -> int:
         """What the adapters of a model's file take."""
         from kvasir.checkpoint.adapters import open_adapter  # noqa: PLC0415  only where there are any
 
-        return sum(open_adapter(path).n_bytes for path in self.paths.get(file.resolve(), {}).values())
+        return sum(open_adapter(path).n_bytes for path in self._there(file).values())
+
+    def _there(self, file: Path) -> Mapping[str, str]:
+        """The adapters of a model's file; one that is gone must not keep the model from starting."""
+        return {
+            name: path for name, path in self.paths.get(file.resolve(), {}).items() if Path(path).exists()
+        }
 
 
 def served(aliases: Sequence[str], adapters: Sequence[str]) -> Served:
@@ -59,10 +72,9 @@ def served(aliases: Sequence[str], adapters: Sequence[str]) -> Served:
 
         full = str(Path(path).expanduser().absolute())
         open_adapter(full)
-        names[whole], meant[whole] = base, name
-        own = paths.setdefault(find(base).path.resolve(), {})
-        if own.setdefault(name, full) != full:
-            raise UsageError(f"--adapter: {model} has two adapters called {name}")
+        names[whole] = base
+        meant[whole] = whole
+        paths.setdefault(find(base).path.resolve(), {})[whole] = full
     for name, whole in later:
         names[name], meant[name] = names[whole], meant[whole]
     return Served(names, meant, paths)

@@ -7,9 +7,10 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from threading import Timer
 
-from kvasir.api.house import House
+from kvasir.api.house import House, Lending
 from kvasir.api.keys import Keyring
 from kvasir.api.server import server
 from kvasir.cli.served import Served
@@ -59,6 +60,7 @@ def run(
         values.queue,
         names.adapters,
         keyring,
+        Lending(Path(values.adapters_from), names.remember) if values.adapters_from else None,
     )
     timer = Timer(SPARE_S, spare.drop)
     timer.daemon = True

@@ -42,7 +42,7 @@ class Base:
         Raises UsageError for a bad name, ModelError when there is no adapter, CheckpointError for one that is
         damaged, does more than LoRA or is for another model, CapacityError when memory has no room for it.
         """
-        if not 0 < len(name) <= MAX_NAME or not name.isprintable() or any(c in name for c in "/\\\0"):
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
             raise UsageError(f"{name[:MAX_NAME]!r} is no name for an adapter", hint="use letters and digits")
         file = open_adapter(Path(path).expanduser())
         room = available_bytes()

@@ -240,7 +240,7 @@ def test_what_vllm_users_write(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="no such file"):
             llm.generate("a", lora_request=LoRARequest("none", 2, str(tmp_path / "none.gguf")))
         with pytest.raises(UsageError, match="no name for an adapter"):
-            llm.load_adapter("a/b", path)
+            llm.load_adapter("a\nb", path)
 
 
 def test_an_adapter_that_does_not_fit_ends_the_load(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvasir.chat import ChatRequest, Delta, Embedding, Finished, Metrics, Spelled
 from kvasir.errors import KvasirError, ModelError, UsageError
+from kvasir.runner.adapters import AdapterInfo
 from kvasir.runner.inspect import ModelInfo
 from kvasir.runner.pulse import Pulse
 from kvasir.runner.stream import Stream
@@ -65,6 +66,7 @@ class FakeModel:
     pulse: Pulse = field(default_factory=Pulse)
     load_s: float = 0.0
     requests: list[ChatRequest] = field(default_factory=list)
+    adapters: dict[str, str] = field(default_factory=dict)
     n_cancelled: int = 0
     n_closed: int = 0
 
@@ -83,6 +85,13 @@ class FakeModel:
             target=self._play, args=(request, stream, stop, len(tokens), limit), daemon=True
         ).start()
         return stream
+
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        self.adapters[name] = path
+        return AdapterInfo(name, Path(path), path, 1, 1)
+
+    def unload_adapter(self, name: str) -> None:
+        del self.adapters[name]
 
     def tokenize(self, request: ChatRequest) -> list[int]:
         self.requests.append(request)
