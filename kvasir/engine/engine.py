@@ -294,7 +294,7 @@ class Engine:
         if bad := [t for t in tokens if not 0 <= t < self.n_vocab]:
             raise UsageError(f"token id {bad[0]} is not in the vocabulary of {self.n_vocab}")
 
-    def close(self, wait_s: float = 2.0) -> None:
+    def close(self, wait_s: float = 3.0) -> None:
         """After the last step: what the prefix cache holds goes to disk, as far as there is time."""
         if self.scheduler.disk:
             self.scheduler.disk.close(wait_s)

@@ -88,6 +88,8 @@ class Index:
             pins = read_pins(self._shelf.folder)
             if pins != self.pins:
                 self.pins = pins
+        except Exception:  # a folder that nobody can make sense of has nothing in it
+            self.n_damaged += 1
         finally:
             self.ready.set()
 
@@ -97,10 +99,10 @@ class Index:
             return True
         if not self.may_become_mine:
             return False
-        self._tried_at = monotonic()
         self._shelf.prepare()
         self._lock_fd = self._shelf.lock()
         if self._lock_fd is None:
+            self._tried_at = monotonic()
             return False
         self.look()
         if not read_about(self._shelf.folder):

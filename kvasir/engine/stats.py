@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -26,6 +28,21 @@ class DiskStats:
     n_blocks: int = 0  # there are now
     read_bytes: int = 0
     written_bytes: int = 0
+
+
+class Tally:
+    """Counts by name that several threads add to.  Mutable and thread-safe."""
+
+    def __init__(self) -> None:
+        self._counts, self._lock = Counter[str](), threading.Lock()
+
+    def add(self, name: str, by: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += by
+
+    def read(self) -> Counter[str]:
+        with self._lock:
+            return Counter(self._counts)
 
 
 @dataclass(frozen=True)

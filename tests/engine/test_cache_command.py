@@ -80,7 +80,7 @@ def test_another_process_has_the_folder(capsys: pytest.CaptureFixture[str]) -> N
         llm.generate(TEXT, max_tokens=1, pin=True)
         disk = llm.model.disk
         while not disk.index.is_mine:
-            disk._thread.join(0.01)
+            disk.spool.thread.join(0.01)
         assert main(["cache", "pin", "mead", "Something else that is long enough to be kept. " * 4]) == 1
         assert "another process may run the model" in capsys.readouterr().err
 

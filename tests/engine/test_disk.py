@@ -19,6 +19,7 @@ from kvasir.backends.base import BLOCK, Program
 from kvasir.backends.cpu import CpuBackend
 from kvasir.engine import disk as disk_module
 from kvasir.engine import index as index_module
+from kvasir.engine import spool as spool_module
 from kvasir.engine.disk import Disk
 from kvasir.engine.engine import Engine
 from kvasir.engine.segments import scan, segments_of
@@ -72,9 +73,9 @@ def answer(engine: Engine, prompt: list[int] = PROMPT, **wishes: object) -> Sequ
 
 def written(engine: Engine) -> None:
     """Waits until all that left memory is on disk."""
-    disk = engine.scheduler.disk
-    while disk._queued:
-        disk._thread.join(0.01)
+    spool = engine.scheduler.disk.spool
+    while not spool.is_empty:
+        spool.thread.join(0.01)
 
 
 def seen(engine: Engine) -> DiskStats:
@@ -265,7 +266,7 @@ def test_the_quota_is_one_for_all_models(tmp_path: Path):
 
 def test_a_second_process_reads_and_writes_when_the_first_is_gone(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(index_module, "RETRY_S", 0.0)
-    monkeypatch.setattr(disk_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(spool_module, "LOOK_S", 0.0)
     with running(tmp_path, FakeProgram(12)) as first:
         answer(first)
         answer(first, [1] * 150)
@@ -310,7 +311,7 @@ def test_pins_reach_the_disk_at_once_and_stay_there_longest(tmp_path: Path):
         answer(engine, PROMPT[:64], pin="once upon")
         written(engine)
         while not engine.scheduler.disk.index.pins:
-            engine.scheduler.disk._thread.join(0.01)
+            engine.scheduler.disk.spool.thread.join(0.01)
         assert seen(engine).n_written == 4
         engine.step()
         engine.check()
