@@ -24,6 +24,7 @@ class Family:
     `calls` reads what stands behind one of the marks `opens`; `bare`, what may be a call without a mark at
     the beginning of a text.  A family that is unlike the others has a `run` of its own.
     `marks`: all marks that may be special tokens, and must be seen.  `call_id` makes the id of a call.
+    `valid_id`: what ids the template takes, all if empty.  `levels`: other words for how hard to think.
     `syntax`: how calls look that the model is made to write; `variants`, where a template holds a text.
     """
 
@@ -35,6 +36,8 @@ class Family:
     run: Callable[[Reader, Writer, Tools, State], Steps[None]] | None = None
     pair: Pair = PAIRS[0]
     syntax: Syntax = JSON_CALL
+    valid_id: str = ""
+    levels: tuple[tuple[str, str], ...] = ()
     variants: tuple[tuple[str, Syntax], ...] = ()
     call_id: Callable[[], str] = field(default=lambda: "call_" + letters(8))
 

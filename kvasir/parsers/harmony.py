@@ -110,6 +110,7 @@ _THOUGHT = (CHANNEL + "analysis" + MESSAGE, THOUGHT, END + START + "assistant")
 HARMONY = Family(
     "harmony",
     run=run,
+    levels=(("max", "high"), ("minimal", "low")),
     marks=(START, END, RETURN, CALL, CONSTRAIN, CHANNEL, MESSAGE),
     syntax=Syntax(_FORM, single=True, prelude=_THOUGHT, text_begin=_FINAL, thinks_within=True),
 )

@@ -27,6 +27,12 @@ PAIRS = (
 CHANNEL, MESSAGE = "<|channel|>", "<|message|>"  # harmony's: it has channels, and thinks in one of them
 
 
+def thinks(template: str) -> bool:
+    """Whether a model with this chat template can think."""
+    marks = ("enable_thinking", *(pair.open for pair in PAIRS))
+    return any(mark in template for mark in marks) or (CHANNEL in template and MESSAGE in template)
+
+
 def pair_of(known: Callable[[str], bool]) -> Pair | None:
     """The first pair of which both marks are known."""
     return next((pair for pair in PAIRS if known(pair.open) and known(pair.close)), None)

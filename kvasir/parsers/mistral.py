@@ -55,6 +55,7 @@ MISTRAL = Family(
     calls,
     marks=(OPEN, ARGS, CALL_ID),
     call_id=call_id,
+    valid_id="[a-zA-Z0-9]{9}",
     syntax=Syntax(_LISTED, begin=OPEN + "[", between=", ", end="]"),
     variants=(
         (CALL_ID, Syntax((OPEN, NAME, CALL_ID, ID, ARGS, ARGUMENTS))),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.models import build
+from kvasir.parsers.marks import thinks
 from kvasir.plan import Plan
 from kvasir.runner.prompt import template_source
 from kvasir.store.made import Made, manifest_digest
@@ -68,7 +69,7 @@ def info(file: ModelFile, checkpoint: Checkpoint, plan: Plan) -> ModelInfo:
     capabilities = ["embedding" if embedding else "completion"]
     if not embedding and "tools" in template:
         capabilities.append("tools")
-    if not embedding and ("enable_thinking" in template or "<think>" in template):
+    if not embedding and thinks(template):
         capabilities.append("thinking")
     if not embedding and has_marks(_spellings(checkpoint)):
         capabilities.append("insert")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from kvasir.chat import ChatRequest, Message
+from kvasir.chat import ChatRequest, Message, ToolCall
 from kvasir.checkpoint.open import Checkpoint
 from kvasir.errors import ModelError, UsageError
 from kvasir.parsers.answer import Family
@@ -63,11 +65,15 @@ class Prompter:
                 "this model has no chat template, so it cannot chat",
                 hint="send a raw prompt: /api/generate with raw, LLM.generate, or `kvasir run --raw`",
             )
+        messages, family = request.messages, self.family
+        if family.valid_id:
+            messages = with_ids(messages, family.valid_id)
+        think = dict(family.levels).get(request.think, request.think) if request.think else request.think
         text = self.template.render(
-            request.messages,
+            messages,
             tools=request.tools if request.tool_choice != "none" else (),
             add_generation_prompt=request.opens_turn and not request.continues,
-            think=request.think,
+            think=think,
             **request.template_values,
         )
         return _left_open(text, request.messages[-1].content) if request.continues else text
@@ -126,6 +132,33 @@ class Prompter:
         if not isinstance(request.prompt, str):
             raise UsageError("suffix: it goes with a prompt that is text")
         return infill.tokens(self.tokenizer, request.prompt, request.suffix)
+
+
+def with_ids(messages: Sequence[Message], valid: str) -> tuple[Message, ...]:
+    """The messages with ids of calls that match `valid`, nine letters and digits; others, and those that are
+    missing, become such by what they were and where they stood, so that the prompt begins alike next time.
+    """
+    made: list[Message] = []
+    known: dict[str, str] = {}
+    waiting: list[str] = []  # ids of calls without a result yet
+    for at, message in enumerate(messages):
+        if message.tool_calls:
+            waiting = []
+            calls = list[ToolCall]()
+            for n, call in enumerate(message.tool_calls):
+                fits = re.fullmatch(valid, call.id)
+                digest = hashlib.sha256((call.id or f"{at} {n}").encode("utf-8", "replace")).hexdigest()
+                waiting.append(call.id if fits else digest[:9])
+                known[call.id] = waiting[-1]
+                calls.append(replace(call, id=waiting[-1]))
+            message = replace(message, tool_calls=tuple(calls))
+        elif message.role == "tool":
+            named = known.get(message.tool_call_id) if message.tool_call_id else None
+            id = named or (waiting[0] if waiting else "0" * 9)
+            waiting = [each for each in waiting if each != id]
+            message = replace(message, tool_call_id=id)
+        made.append(message)
+    return tuple(made)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:

@@ -45,6 +45,28 @@ class Generation(Extension):
         return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
 
 
+class Arguments(dict[str, Any]):
+    """A call's arguments: a mapping for templates that write it as JSON, and JSON for those that add it to
+    their text.
+    """
+
+    def __str__(self) -> str:
+        return tojson(self)
+
+    def __add__(self, text: str) -> str:
+        return str(self) + text
+
+    def __radd__(self, text: str) -> str:
+        return text + str(self)
+
+
+def with_arguments(messages: Any) -> None:
+    """Makes the arguments of the messages' calls `Arguments`, in place."""
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            call["function"]["arguments"] = Arguments(call["function"]["arguments"])
+
+
 def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
     """JSON as Hugging Face's templates expect it: letters and HTML's marks unescaped, keys in their order."""
     known = {name: options[name] for name in ("separators", "sort_keys") if name in options}
@@ -144,6 +166,7 @@ def serve(stdin: BinaryIO, stdout: BinaryIO) -> None:
     while compiled and (request := read_frame(stdin)) is not None:
         pieces = compiled[0].generate
         variables, limit = request["variables"], request["limit"]
+        with_arguments(variables["messages"])
         answer = reply(lambda: joined(pieces(**variables), limit))  # noqa: B023 (called at once)
         write_frame(stdout, answer)
 
