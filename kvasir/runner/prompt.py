@@ -68,7 +68,9 @@ class Prompter:
         messages, family = request.messages, self.family
         if family.valid_id:
             messages = with_ids(messages, family.valid_id)
-        think = dict(family.levels).get(request.think, request.think) if request.think else request.think
+        think = request.think
+        if isinstance(think, str):
+            think = dict(family.levels).get(think, think)
         text = self.template.render(
             messages,
             tools=request.tools if request.tool_choice != "none" else (),
