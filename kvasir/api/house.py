@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
+from time import perf_counter
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from kvasir.api.face import Asked, Called, Sent
 from kvasir.api.guest import Guest, Visit
 from kvasir.api.http import JSON, read_body
 from kvasir.api.keys import Keyring
+from kvasir.api.measures import Measures
 from kvasir.api.names import Target, target
 from kvasir.api.residents import Loader, Residents
 from kvasir.api.streaming import Streaming
@@ -55,7 +57,7 @@ class House:
     `aliases`: names of requests to names or paths of models; "*" stands for any name that is not known.
     `adapters`: which of the aliases mean an adapter of their model, and its name there; clients add to both
     what `lending` allows.
-    `keyring` None: nobody is asked for an API key.
+    `keyring` None: nobody is asked for an API key.  `debug_state`: /kvasir/debug/state is there.
     """
 
     loader: Loader
@@ -67,6 +69,8 @@ class House:
     adapters: Mapping[str, str] = field(default_factory=dict)
     keyring: Keyring | None = None
     lending: Lending | None = None
+    debug_state: bool = False
+    measures: Measures = field(default_factory=Measures)
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "server")
@@ -128,7 +132,8 @@ class House:
     def visit(self, request: Request) -> Visit:
         """Whose request it is, as the guard knows."""
         state = request.scope.get("state", {})
-        return Visit(state.get("tenant", ""), state.get("spend", lambda n_tokens: None))
+        spend = state.get("spend", lambda n_tokens: None)
+        return Visit(state.get("tenant", ""), spend, self.measures, state.get("began") or perf_counter())
 
     async def resolved(self, name: str) -> Target:
         """The model called `name`, as `residents.use` takes it; without a name, the only one in memory.

@@ -12,8 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kvasir.api import adapters, ollama_routes, ollama_store, top
+from kvasir.api import adapters, ollama_routes, ollama_store, own, top
 from kvasir.api.anthropic import routes as anthropic
+from kvasir.api.counting import Counting
 from kvasir.api.drain import Draining
 from kvasir.api.gate import Doors
 from kvasir.api.gemini import routes as gemini
@@ -27,6 +28,7 @@ from kvasir.settings import GRACE_S, Address
 HEADER_S = 10.0  # a request's head must be complete within
 MAX_HEADER = 64 << 10
 PROTOCOLS = (  # a line each
+    own.routes,
     ollama_routes.routes,
     ollama_store.routes,
     top.routes,
@@ -72,7 +74,7 @@ def application(house: House) -> ASGIApp:
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Doors(Guard(app, house.keyring), house.own_host)
+    return Counting(Doors(Guard(app, house.keyring), house.own_host), routes, house.measures)
 
 
 def server(house: House, address: Address, access_log: bool = False, grace_s: float = GRACE_S) -> Draining:

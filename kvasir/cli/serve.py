@@ -33,6 +33,11 @@ def command(words: Sequence[str], settings: Settings) -> int:
         help="ask nobody for an API key, on any address; see `kvasir keys`",
     )
     it.add_argument(
+        "--debug-state",
+        action="store_true",
+        help="serve /kvasir/debug/state to this machine: blocks, queues, open files; for tests",
+    )
+    it.add_argument(
         "--alias",
         action="append",
         default=[],

@@ -61,6 +61,7 @@ def run(
         names.adapters,
         keyring,
         Lending(Path(values.adapters_from), names.remember) if values.adapters_from else None,
+        values.debug_state,
     )
     timer = Timer(SPARE_S, spare.drop)
     timer.daemon = True
