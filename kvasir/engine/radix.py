@@ -273,5 +273,5 @@ class Radix:
 
 
 def _name(node: Node) -> str:
-    """The tenant of a node, without the adapter."""
-    return node.realm.partition("\0")[0]
+    """Who has the share that a node belongs to: its tenant, without the salt behind "/", or the adapter."""
+    return node.realm.partition("\0")[0].partition("/")[0]

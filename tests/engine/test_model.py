@@ -36,6 +36,9 @@ class Letters:
     def token_bytes(self, token_id: int) -> bytes:
         return chr(48 + token_id).encode()
 
+    def token_id(self, mark: str) -> int | None:
+        return None
+
     def special(self, token_id: int) -> bool:
         return False
 

@@ -143,6 +143,18 @@ def test_a_small_tenant_keeps_what_it_has_and_large_ones_share_evenly():
         assert held == list(left)
 
 
+def test_salts_of_one_key_have_one_share():
+    engine = Engine(FakeProgram(40), drafter=None)
+    ask(engine, [50] * 100, tenant="key/")
+    drain(engine)
+    for n in range(30):
+        ask(engine, [n] * 80, tenant=f"other/{n}")
+        drain(engine)
+    again = ask(engine, [50] * 100, tenant="key/")
+    drain(engine)
+    assert again.n_cached == 96
+
+
 def test_a_tenant_that_went_long_ago_has_no_share():
     clock = [0.0]
     pool = BlockPool(8)

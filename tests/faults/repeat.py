@@ -24,7 +24,7 @@ TOLD_S, REPLACED_S = 1.0, 10.0
 SPECS = (
     "runner.tokens:17:kill", "runner.prefill:5:kill", "runner.prefill:40:kill", "runner.decode:300:kill",
     "runner.decode:1500:kill", "runner.send:40:kill", "runner.step:700:segv", "kill -9",
-    "runner.decode:300:stop", "runner.decode:300:hang",
+    "runner.decode:300:stop", "runner.decode:300:hang", "cache.write:20:kill",
 )  # fmt: skip
 
 
@@ -33,13 +33,16 @@ def once(stage: Scene, spec: str, alone: str) -> tuple[float, float]:
     told, and seconds of the next request.
     """
     stage.unload("one")
-    outside = spec == "kill -9"
+    outside, writes = spec == "kill -9", spec.startswith("cache.")
+    os.environ["KVASIR_CACHE_DISK_GB"] = "1" if writes else "0"
     with fault("" if outside else spec.replace(":", "@one:", 1)):
         process = stage.process("one")
     ends: list[float] = []
     other = stage.ask("two", "b", 600)
     prompt = LONG if "prefill" in spec else "a"
     clients = [stage.ask("one", f"{n}{prompt}", 8000, stream=n % 4 > 0) for n in range(N_STREAMS)]
+    if writes:  # a pinned prompt goes to disk at once
+        clients.append(stage.ask("one", f"{time.monotonic()}{LONG}", 8000, pin=True))
     stands_still = "stop" in spec or "hang" in spec
     if not stands_still:
         threading.Thread(target=lambda: ends.append(ended_at(process.pid)), daemon=True).start()
@@ -72,7 +75,7 @@ def main() -> int:
     late = False
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder))
-        os.environ["KVASIR_MODELS"] = folder
+        os.environ |= {"KVASIR_MODELS": folder, "XDG_CACHE_HOME": folder}
         print(f"{N_STREAMS} streams open, {args.times} times each\n{line(machine())}\n")
         print("| fault | last client told after, s | next request took, s |\n|---|---|---|")
         with scene() as stage:
