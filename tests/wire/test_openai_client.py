@@ -12,6 +12,9 @@ import openai
 import pydantic
 import pytest
 import requests
+from langchain_core.messages import AIMessage
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import SecretStr
 
 from kvasir.chat import Delta
 from kvasir.errors import Bug, CapacityError
@@ -382,3 +385,61 @@ def test_calls_and_thoughts_in_a_response() -> None:
     with serving(FakeModel(words=["a", Bug("x")])) as url:
         events = list(client_of(url).responses.create(model="mead", input="x", stream=True))
         assert events[-1].type == "response.failed"
+
+
+def test_a_tool_that_must_be_called(client: openai.OpenAI) -> None:
+    tool: Any = {
+        "type": "function",
+        "function": {
+            "name": "set_port",
+            "parameters": {
+                "type": "object",
+                "properties": {"port": {"type": "integer"}, "up": {"type": "boolean"}},
+                "required": ["port", "up"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    asked: Any = {
+        "model": "mead",
+        "messages": VLAN,
+        "tools": [tool],
+        "tool_choice": "required",
+        "temperature": 0,
+    }
+    got = client.chat.completions.create(**asked, max_tokens=200)
+    (call,) = got.choices[0].message.tool_calls or ()
+    assert call.type == "function" and call.function.name == "set_port" and call.id
+    arguments = json.loads(call.function.arguments)
+    assert isinstance(arguments["port"], int) and isinstance(arguments["up"], bool) and len(arguments) == 2
+    assert got.choices[0].finish_reason == "tool_calls"
+    with client.chat.completions.stream(**asked, max_tokens=200) as stream:
+        final = stream.get_final_completion()
+    (streamed,) = final.choices[0].message.tool_calls or ()
+    assert streamed.function.arguments == call.function.arguments
+    result: Any = {"role": "tool", "tool_call_id": call.id, "content": "done"}
+    messages: list[Any] = [*VLAN, got.choices[0].message, result]
+    assert (
+        client.chat.completions.create(model="mead", messages=messages, max_tokens=5)
+        .choices[0]
+        .message.content
+    )
+
+
+def test_a_chain_of_langchain(url: str) -> None:
+    chat = ChatOpenAI(
+        model="mead", base_url=f"{url}/v1", api_key=SecretStr("none"), temperature=0, max_tokens=40
+    )
+    said = chat.invoke("What is a VLAN?")
+    assert isinstance(said, AIMessage) and "VLAN" in said.content and said.usage_metadata
+    assert "".join(str(c.content) for c in chat.stream("What is a VLAN?")) == said.content
+    held = chat.with_structured_output(Host, method="json_schema").invoke("What is a VLAN?")
+    assert isinstance(held, Host)
+    called = chat.bind_tools([Host], tool_choice="Host").invoke("What is a VLAN?")
+    assert isinstance(called, AIMessage)
+    (call,) = called.tool_calls
+    assert call["name"] == "Host" and Host(**call["args"])
+    vectors = OpenAIEmbeddings(
+        model="tiny", base_url=f"{url}/v1", api_key=SecretStr("none"), check_embedding_ctx_length=False
+    )
+    assert len(vectors.embed_query("a b")) == 32 and len(vectors.embed_documents(["a", "b"])) == 2

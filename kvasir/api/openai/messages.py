@@ -109,7 +109,7 @@ def tools_of(given: Sequence[Mapping[str, Any]] | None, choice: Any) -> Tools:
     tools = tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(given or ()))
     names = [tool["function"]["name"] for tool in tools]
     kind = choice.get("type") if isinstance(choice, Mapping) else choice
-    if kind == "allowed_tools":
+    if kind == "allowed_tools" and isinstance(choice, Mapping):
         inner = choice.get("allowed_tools", choice)
         allowed = inner.get("tools") if isinstance(inner, Mapping) else None
         if not isinstance(allowed, list) or not all(isinstance(t, Mapping) for t in allowed):
@@ -119,12 +119,12 @@ def tools_of(given: Sequence[Mapping[str, Any]] | None, choice: Any) -> Tools:
             raise UsageError(f"tool_choice is {short(str(missing[0]))}, which is not among the tools")
         kept = tuple(tool for tool in tools if tool["function"]["name"] in wanted)
         return tools_of(kept, inner.get("mode", "auto"))
-    if kind == "function":
+    if kind == "function" and isinstance(choice, Mapping):
         name = _named(choice)
         if name not in names:
             raise UsageError(f"tool_choice is {short(str(name))}, which is not among the tools")
         return Tools(tools, str(name))
-    if kind not in (None, "none", "auto", "required"):
+    if kind not in (None, "none", "auto", "required") or isinstance(choice, Mapping):
         told = short(kind) if isinstance(kind, str) else json_name(kind)
         raise UsageError(f"tool_choice must be none, auto, required or a function, got {told}")
     if kind == "required" and not tools:
