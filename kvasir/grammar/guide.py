@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -177,5 +178,6 @@ class Guide:
 
 def reason(text: str) -> str:
     """llguidance's reason in one line: its first words, without what it quotes of the source."""
-    line = " ".join(text.replace("<non-verbose/>", "").split())
+    said = [line for line in text.splitlines() if not re.match(r"\s*(\d+ \||\^)", line)]
+    line = " ".join("\n".join(said).replace("<non-verbose/>", "").split())
     return line if len(line) <= 300 else line[:300] + "..."

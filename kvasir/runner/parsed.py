@@ -24,7 +24,8 @@ class Parsed:
         self._call_id = family.call_id
         self._answer = Answer(family, tools, state, None if request.parallel_tool_calls else 1)
         self._stops = Stops(params.stops, params.include_stop_str_in_output)
-        known = (tokenizer.token_id(mark) for mark in family.marks)
+        marks = family.marks if tools or family.run else family.pair  # other special tokens are no text
+        known = (tokenizer.token_id(mark) for mark in marks)
         self._stream = TextStream(
             tokenizer,
             skip_special=params.skip_special_tokens,
