@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp -type f 2>/dev/null)
 
-.PHONY: help run test check format bench parity golden fuzz faults soak mead asan docs clean
+.PHONY: help run test check format clients bench parity golden fuzz faults soak mead asan docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,6 +43,10 @@ check: $(VENV)/tested  ## lint, formatting, types, stale docs
 format: $(VENV)/tested  ## format the Python files
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+clients: $(VENV)/tested  ## fetch npm's ollama (needs node) and run the tests of all clients
+	npm install --silent --prefix .clients ollama
+	$(BIN)/python -m pytest tests/wire
 
 bench: $(VENV)/tested  ## decode, prefill and start-up on this machine, with the limits beside them
 	$(BIN)/python bench/startup.py

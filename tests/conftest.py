@@ -11,7 +11,8 @@ import pytest
 
 os.environ.setdefault("KVASIR_CACHE_DISK_GB", "0")
 
-MAY_LACK = ("could not import 'torch'", "this machine runs")  # the second: instructions of the processor
+# The second: instructions of the processor.
+MAY_LACK = ("could not import 'torch'", "this machine runs", "npm's client is not here")
 
 
 @pytest.hookimpl(wrapper=True)

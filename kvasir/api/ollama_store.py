@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from starlette.exceptions import HTTPException
@@ -111,8 +112,11 @@ class Store:
                 f"{name[:80]!a} is an alias of this server", hint="it goes with --alias", param="model"
             )
         known = await self._house.in_thread(lambda: resolve(name, self._house.aliases))
+        with suppress(KvasirError):  # of a model whose weights are gone nothing is in memory
+            target = await self._house.resolved(name)
+            if target.load == target.name or "/" in target.load:  # else it is another model's too
+                await self._house.residents.free(target)
         await self._house.in_thread(lambda: library.delete(known))
-        await self._house.residents.free(known)
         return Response(status_code=200)
 
     async def has_blob(self, request: Request) -> Response:

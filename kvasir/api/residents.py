@@ -46,7 +46,7 @@ class Seat:
 
     name: str
     keep_s: float
-    called: str = ""  # by who asked for it first
+    called: str = ""  # by who asked for it last
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     model: Loaded | None = None
     users: int = 0
@@ -145,6 +145,7 @@ class Residents:
         while (seat := self._seats.setdefault(target.load, fresh)).leaving:
             await self._wait()
         seat.users += 1
+        seat.called = target.name
         seat.used_at = monotonic()
         if seat.timer:
             seat.timer.cancel()
