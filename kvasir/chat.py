@@ -86,6 +86,7 @@ class Metrics:
     total_s: float = 0.0
     n_prompt: int = 0
     n_cached: int = 0  # of n_prompt: found in the prefix cache
+    n_from_disk: int = 0  # of n_cached: read from disk for this request
     n_drafted: int = 0
     n_accepted: int = 0
     n_truncated: int = 0

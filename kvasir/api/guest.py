@@ -153,6 +153,7 @@ class Counted:
             "vllm:num_preemptions_total": how.n_preempted,
             "vllm:prefix_cache_queries_total": how.n_prompt,
             "vllm:prefix_cache_hits_total": how.n_cached,
+            "kvasir_prefix_cache_disk_hits_total": how.n_from_disk,
             "vllm:spec_decode_num_draft_tokens_total": how.n_drafted,
             "vllm:spec_decode_num_accepted_tokens_total": how.n_accepted,
             "kvasir_prompt_tokens_cut_total": how.n_truncated,

@@ -52,6 +52,7 @@ MEASURES: dict[str, Measure] = {
     "vllm:num_preemptions_total": _counter("Times that an answer had to give up its cache blocks."),
     "vllm:prefix_cache_queries_total": _counter("Tokens of prompts that were looked for in the cache."),
     "vllm:prefix_cache_hits_total": _counter("Tokens of prompts that were found there."),
+    "kvasir_prefix_cache_disk_hits_total": _counter("Of these, tokens that were read from disk."),
     "vllm:spec_decode_num_draft_tokens_total": _counter("Tokens guessed ahead."),
     "vllm:spec_decode_num_accepted_tokens_total": _counter("Tokens guessed ahead, and rightly."),
     "vllm:time_to_first_token_seconds": _times("From the request's arrival to its first token."),

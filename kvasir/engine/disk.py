@@ -150,7 +150,7 @@ class Disk:
         n_bytes = sum(r.n_bytes for r in records) + (state.n_bytes if state else 0)
         tokens = sequence.tokens[: (len(known) + len(records)) * BLOCK]
         at = -1 if slot is None else slot
-        load = Load(root, known, tokens, blocks, at, n_bytes)
+        load = Load(sequence, root, known, tokens, blocks, at, n_bytes)
         self._loads.append(load)
         for number, (record, block) in enumerate(zip(records, blocks, strict=True)):
             self._readers.put(Read(load, number, record, self._program.block(block)))
@@ -215,6 +215,7 @@ class Disk:
         if n_good == len(load.blocks) and took_s > 0:
             rate = load.n_bytes / took_s
             self._rate = rate if not self._rate else self._rate + 0.3 * (rate - self._rate)
+        load.sequence.loaded(n_good * BLOCK)
         self._tally.add("n_hits", n_good > 0)
         self._tally.add("n_misses", n_good == 0)
         self._tally.add("n_tokens", n_good * BLOCK)

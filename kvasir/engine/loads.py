@@ -13,6 +13,7 @@ from kvasir.backends.base import Bytes
 from kvasir.engine.index import Index
 from kvasir.engine.radix import Node
 from kvasir.engine.segments import Damaged, Record, open_safely, read
+from kvasir.engine.sequence import Sequence
 from kvasir.engine.stats import Tally
 
 READERS = 2
@@ -27,6 +28,7 @@ class Load:
     state at the end of both, or is -1.
     """
 
+    sequence: Sequence
     root: Node
     path: list[Node]
     tokens: list[int]

@@ -36,6 +36,7 @@ class Sequence:
     priority: int = 0
     pin: str | None = None  # how the prompt begins, where it is to stay in the prefix cache
     n_cached: int = 0
+    n_from_disk: int = 0
     n_drafted: int = 0
     n_accepted: int = 0
     n_filed: int = 0
@@ -132,6 +133,10 @@ class Sequence:
         own, self.blocks[at] = self.blocks[at], block
         return own
 
+    def loaded(self, n_tokens: int) -> None:
+        """So many of its tokens came from disk."""
+        self.n_from_disk = n_tokens
+
     def pinned(self) -> None:
         """Its prompt is pinned: once is enough."""
         self.pin = None
@@ -183,6 +188,7 @@ class Sequence:
             total_s=end - self.asked_at,
             n_prompt=self.n_prompt,
             n_cached=self.n_cached,
+            n_from_disk=min(self.n_from_disk, self.n_cached),
             n_drafted=self.n_drafted,
             n_accepted=self.n_accepted,
             n_truncated=self.n_truncated,

@@ -103,6 +103,7 @@ def test_a_prefix_survives_a_restart(tmp_path: Path, n_slots: int):
         # 96 tokens and 11 of the answer were computed; a state is kept where a chunk or an answer ended.
         assert again.n_cached == 96 and longer.n_cached == 96
         stats = seen(engine)
+        assert [s.metrics().n_from_disk for s in (again, longer)] == [96, 0]
     assert sum(map(sum, program.steps)) == 4 + 11 + 19 + 11
     assert (stats.n_hits, stats.n_tokens, stats.n_corrupt, stats.n_failed) == (1, 96, 0, 0)
     assert stats.read_bytes > 6 * BLOCK_BYTES - 1

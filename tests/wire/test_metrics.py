@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -101,6 +104,20 @@ def test_a_real_model_shows_its_cache_and_its_hits() -> None:
     assert value(found, "vllm:num_requests_waiting", **mead) == 0
     hits, queries = (value(found, f"vllm:prefix_cache_{n}_total", **mead) for n in ("hits", "queries"))
     assert 0 < hits < queries and value(found, "vllm:prompt_tokens_total", **mead) == queries
+
+
+def test_hits_from_disk_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVASIR_CACHE_DISK_GB", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prompt, answers = "What is a VLAN? " * 20, []
+    for _ in range(2):
+        with real_server() as url:
+            asked = ask(url, prompt=prompt, stream=False, options={"num_predict": 8, "temperature": 0})
+            answers.append(asked.json()["response"])
+            found = read(url)
+    hits = value(found, "vllm:prefix_cache_hits_total", model_name="mead:latest")
+    assert hits == value(found, "kvasir_prefix_cache_disk_hits_total", model_name="mead:latest") >= 64
+    assert answers[0] == answers[1]
 
 
 def test_the_state_is_shown_only_where_it_was_asked_for() -> None:
