@@ -44,7 +44,9 @@ class ChatRequest:
     `adapter` names one of the model's LoRA adapters that answers; empty: the model alone does.
     Requests of one `tenant` share what is computed of their prompts; others never see it.  Higher `priority`
     is let in first.  `pin`: the whole blocks of its prompt stay in the prefix cache for an hour after their
-    last use, and longest on disk; refused where too much is pinned.  With `parse` the answer comes in its
+    last use, and longest on disk; refused where too much is pinned.  `hold`: the prompt up to the end of so
+    many messages stays in the cache for `hold_s` as far as there is room beside what is pinned, which goes
+    first; never refused, and `Metrics.n_held` tells.  With `parse` the answer comes in its
     parts, thoughts, text and calls of tools, as the model's family marks them; else it is the text that the
     model writes.  `tool_choice`: "auto", "none", "required" (some tool must be called), or the name of the
     tool that must be.  `template_values`: further variables for the template.  The answer opens a turn,
@@ -68,6 +70,8 @@ class ChatRequest:
     tenant: str = ""
     priority: int = 0
     pin: bool = False
+    hold: int | None = None
+    hold_s: float = 300.0
     template_values: Mapping[str, Any] = field(default_factory=dict)
     opens_turn: bool = True
     continues: bool = False
@@ -87,6 +91,7 @@ class Metrics:
     n_prompt: int = 0
     n_cached: int = 0  # of n_prompt: found in the prefix cache
     n_from_disk: int = 0  # of n_cached: read from disk for this request
+    n_held: int = 0  # of n_prompt: stay there, as ChatRequest.hold wished
     n_drafted: int = 0
     n_accepted: int = 0
     n_truncated: int = 0

@@ -109,10 +109,11 @@ class Engine:
         guide: Guide | None = None,
         adapter: str = "",
         pin: str | None = None,
+        hold: tuple[int, float] = (0, 0.0),
     ) -> Sequence:
         """A new sequence, checked and not yet added.  `guide` holds its answer to a form; `adapter` is the
         key of one that is loaded.  `pin`: how its prompt begins, for people, where that is to stay in the
-        prefix cache.
+        prefix cache.  `hold`: so many tokens of it are to stay there for so many seconds, if there is room.
 
         Raises UsageError when the prompt is empty, leaves no room for an answer, or names tokens out of
         range; CapacityError when there is no more room for pins.
@@ -142,12 +143,14 @@ class Engine:
             guide=guide,
             adapter=adapter,
             pin=pin,
+            n_hold=min(hold[0], len(tokens)),
+            hold_s=hold[1],
         )
 
     def _must_pin(self, tokens: list[int], realm: str) -> None:
         """Raises CapacityError unless the whole blocks of a prompt may be pinned beside those that are."""
         radix = self.scheduler.radix
-        pinned, most = radix.pinned(), radix.most_pinned
+        pinned, most = radix.pinned(held=False), radix.most_pinned
         known = sum(node in pinned for node in radix.match(realm, tokens))
         wanted = len(tokens) // BLOCK
         if len(pinned) + wanted - known > most:

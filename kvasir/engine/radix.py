@@ -80,6 +80,7 @@ class Radix:
         self.n_evicted = 0
         self.leaving: Callable[[Node], None] = lambda node: None
         self.pins: dict[Node, float] = {}  # the end of each pinned path, and when that is over
+        self.held: set[Node] = set()  # pins that give way to others
         self._now = now
         self._roots: dict[str, Node] = {}
         self._clock = count(1)
@@ -159,11 +160,37 @@ class Radix:
         if node not in self.pins:
             for each in node.path():
                 each.n_pins += 1
+        self.held.discard(node)
         self.pins[node] = max(until, self.pins.get(node, 0.0))
+
+    def hold(self, node: Node, until: float) -> bool:
+        """As `pin`, if there is room for it, and giving way to pins; whether it stays.  What was held on the
+        way to it is held by it now.
+        """
+        path = set(node.path())
+        if len(self.pinned() | path) > self.most_pinned:
+            return False
+        if node in self.pins and node not in self.held:
+            return True
+        self.pin(node, until)
+        self.held.add(node)
+        for each in (self.held & path) - {node}:
+            if self.pins[each] <= self.pins[node]:
+                self.unpin(each)
+        return True
+
+    def make_room(self, path: set[Node]) -> bool:
+        """Ends what is held, the first to end first, until `path` may be pinned; whether it may."""
+        for each in sorted(self.held, key=self.pins.__getitem__):
+            if len(self.pinned() | path) <= self.most_pinned:
+                break
+            self.unpin(each)
+        return len(self.pinned() | path) <= self.most_pinned
 
     def unpin(self, node: Node) -> None:
         """The path to `node` is pinned no longer."""
         del self.pins[node]
+        self.held.discard(node)
         for each in node.path():
             each.n_pins -= 1
         self._offer(node)
@@ -174,9 +201,10 @@ class Radix:
         for node in [node for node, until in self.pins.items() if until <= now]:
             self.unpin(node)
 
-    def pinned(self) -> set[Node]:
-        """All nodes of pinned paths."""
-        return {each for node in list(self.pins) for each in node.path()}
+    def pinned(self, held: bool = True) -> set[Node]:
+        """All nodes of pinned paths; without those that are only held, if wished."""
+        ends = set(self.pins) if held else set(self.pins) - self.held
+        return {each for node in ends for each in node.path()}
 
     @property
     def most_pinned(self) -> int:

@@ -152,15 +152,24 @@ class Scheduler:
             sequence.file(node)
         if sequence.pin is not None and 0 < sequence.n_prompt // BLOCK <= sequence.n_filed:
             self._pin_prompt(sequence, node)
+        if 0 < (n_blocks := sequence.n_hold // BLOCK) <= sequence.n_filed:
+            until = monotonic() + sequence.hold_s
+            stays = self.radix.hold(self._ancestor(sequence, node, n_blocks), until)
+            sequence.held(n_blocks * BLOCK if stays else 0)
 
     def _pin_prompt(self, sequence: Sequence, node: Node) -> None:
         """Pins the whole blocks of its prompt, if there is still room for pins."""
-        for _ in range(sequence.n_filed - sequence.n_prompt // BLOCK):
-            assert node.parent is not None
-            node = node.parent
-        if len(self.radix.pinned() | set(node.path())) <= self.radix.most_pinned:
+        node = self._ancestor(sequence, node, sequence.n_prompt // BLOCK)
+        if self.radix.make_room(set(node.path())):
             self._pin(node, sequence.pin or "")
         sequence.pinned()
+
+    def _ancestor(self, sequence: Sequence, node: Node, n_blocks: int) -> Node:
+        """The end of the first blocks of its path, which ends at `node`."""
+        for _ in range(sequence.n_filed - n_blocks):
+            assert node.parent is not None
+            node = node.parent
+        return node
 
     def _pin(self, node: Node, text: str = "") -> None:
         self.radix.pin(node, monotonic() + PIN_S)
@@ -264,7 +273,8 @@ class Scheduler:
         self.pool.share(node.block for node in path)
         if self.radix.pins:
             for node in path:
-                if self.radix.pins.get(node, float("inf")) < monotonic() + PIN_S / 2:
+                is_late = self.radix.pins.get(node, float("inf")) < monotonic() + PIN_S / 2
+                if is_late and node not in self.radix.held:
                     self._pin(node)
         slot = -1
         if self._use_slots:

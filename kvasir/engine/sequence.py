@@ -35,6 +35,9 @@ class Sequence:
     adapter: str = ""
     priority: int = 0
     pin: str | None = None  # how the prompt begins, where it is to stay in the prefix cache
+    n_hold: int = 0  # tokens of the prompt that are to stay in the prefix cache for hold_s, if there is room
+    hold_s: float = 0.0
+    n_held: int = 0  # of these, that do
     n_cached: int = 0
     n_from_disk: int = 0
     n_drafted: int = 0
@@ -141,6 +144,10 @@ class Sequence:
         """Its prompt is pinned: once is enough."""
         self.pin = None
 
+    def held(self, n_tokens: int) -> None:
+        """So much of its prompt is held: once is enough."""
+        self.n_hold, self.n_held = 0, n_tokens
+
     def keep(self, snapshot: Node | None) -> None:
         """The newest state of its answer is kept after this node."""
         self.snapshot = snapshot
@@ -189,6 +196,7 @@ class Sequence:
             n_prompt=self.n_prompt,
             n_cached=self.n_cached,
             n_from_disk=min(self.n_from_disk, self.n_cached),
+            n_held=self.n_held,
             n_drafted=self.n_drafted,
             n_accepted=self.n_accepted,
             n_truncated=self.n_truncated,

@@ -183,6 +183,7 @@ class Model:
                 tenant=request.tenant, priority=request.priority, guide=guide,
                 adapter=adapter.key if adapter else "",
                 pin=_beginning(request) if request.pin and index == 0 else None,
+                hold=(self.prompter.held(request, tokens), request.hold_s) if index == 0 else (0, 0.0),
             )  # fmt: skip
             text = self._text(request, tokens, form is None)
             answers.append(_Answer(sequence, text, stream))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 
 from kvasir.chat import ChatRequest, Message, ToolCall
 from kvasir.checkpoint.open import Checkpoint
@@ -104,6 +105,23 @@ class Prompter:
             bos = [tokens[0]] if tokens[0] == self.tokenizer.bos_id and room > 1 else []
             tokens = bos + tokens[len(tokens) - room + len(bos) :]
         return tokens, len(whole) - len(tokens)
+
+    def held(self, request: ChatRequest, tokens: Sequence[int]) -> int:
+        """How many of the prompt's tokens belong to the messages that `request.hold` names, and to what
+        stands before them.  0 where the template does not tell.
+        """
+        if request.hold is None or not request.messages:
+            return 0
+        if request.hold >= len(request.messages):
+            return len(tokens)
+        # The next message as a user's without words: most templates want one, and what differs is cut off.
+        begun = (*request.messages[: request.hold], Message("user", ""))
+        try:
+            alone = self._encode(replace(request, messages=begun, opens_turn=False, continues=False))
+        except (UsageError, ModelError):
+            return 0
+        pairs = zip(alone, tokens, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def fitted(self, text: str | Sequence[int], limit: int | None) -> tuple[list[int], int]:
         """The token ids of a text to embed (ids stay as they are), cut to `limit`, and how many went.

@@ -219,6 +219,48 @@ def test_pins_have_a_share_and_a_time(monkeypatch):
     engine.check()
 
 
+def test_what_is_held_survives_a_flood_and_is_never_refused(monkeypatch):
+    engine = Engine(FakeProgram(40), drafter=None)
+    radix = engine.scheduler.radix
+    first = ask(engine, [1] * 100, hold=(70, 300.0))
+    drain(engine)
+    assert first.metrics().n_held == 64 and engine.stats().n_pinned == 4
+    longer = ask(engine, [1] * 100 + [2] * 30, hold=(130, 300.0))
+    drain(engine)
+    assert longer.metrics().n_held == 128 and engine.stats().n_pinned == 8
+    assert len(radix.pins) == 1, "the shorter one is held by the longer one"
+    for n in range(30):
+        ask(engine, [n + 3] * 300)
+        drain(engine)
+        engine.check()
+    again, too_much = ask(engine, [1] * 100 + [2] * 40), ask(engine, [5] * 90, hold=(90, 300.0))
+    drain(engine)
+    assert again.n_cached == 128 and too_much.metrics().n_held == 0 and engine.stats().n_pinned == 8
+    later = monotonic() + 301
+    monkeypatch.setattr(radix, "_now", lambda: later)
+    ask(engine, [3] * 20)
+    drain(engine)
+    assert engine.stats().n_pinned == 0 and not radix.held
+    engine.check()
+
+
+def test_what_is_held_gives_way_to_a_pin():
+    engine = Engine(FakeProgram(40), drafter=None)
+    for n in (1, 2):
+        ask(engine, [n] * 70, hold=(70, 300.0 * n))
+        drain(engine)
+    assert engine.stats().n_pinned == 8
+    ask(engine, [3] * 90, pin="threes")
+    drain(engine)
+    assert engine.stats().n_pinned == 9, "the one that would have ended first is held no longer"
+    ask(engine, [3] * 90, hold=(90, 900.0))
+    drain(engine)
+    assert engine.stats().n_pinned == 9 and len(engine.scheduler.radix.held) == 1
+    with pytest.raises(CapacityError, match="at most 160 may be"):
+        ask(engine, [4] * 120, pin="fours")
+    engine.check()
+
+
 def test_a_pin_gives_way_to_a_request_that_needs_the_whole_cache():
     engine = Engine(FakeProgram(16), drafter=None)
     ask(engine, [1] * 70, pin="")

@@ -217,17 +217,33 @@ def test_thoughts_come_back_as_they_went() -> None:
         sent({**shown, "thinking": "why not"})
 
 
-def test_breakpoints_are_counted() -> None:
-    mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
-    block = {"type": "text", "text": "x", **mark}
-    body = {
-        "system": [block],
+def test_breakpoints_hold_what_stands_before_them() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    plain = {"type": "text", "text": "x"}
+    block = {**plain, **mark}
+
+    def held(body: dict[str, Any]) -> tuple[int | None, float]:
+        got = request(body)
+        return got.hold, got.hold_s
+
+    assert held({}) == (None, 0.0)
+    assert held({"tools": [{**CLOCK, **mark}]}) == (0, 300.0)
+    assert held({"system": [block]}) == (1, 300.0)
+    said = [{"role": "user", "content": [block]}, {"role": "assistant", "content": [plain]}, *HELLO]
+    assert held({"messages": said}) == (1, 300.0) and held({"messages": said, "system": "s"}) == (2, 300.0)
+    assert held({"messages": said, "system": [block], **mark}) == (4, 300.0)
+    hour = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    assert held({"messages": said, "system": [{**plain, **hour}]}) == (2, 3600.0)
+    inner = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+    assert held({"messages": [*RESULT[:2], {"role": "user", "content": [inner]}], "tools": [CLOCK]})[0] == 3
+    four = {
         "tools": [{**CLOCK, **mark}],
+        "system": [block],
         "messages": [{"role": "user", "content": [block]}],
     }
-    assert asked(body).marks == 3 and asked({**body, **mark}).marks == 4 and asked({}).marks == 0
-    with pytest.raises(UsageError, match="at most 4 blocks"):
-        asked({**body, **mark, "system": [block, block]})
+    assert held({**four, **mark}) == (2, 300.0)
+    with pytest.raises(UsageError, match="at most 4 blocks of a request may have it, got 5"):
+        asked({**four, **mark, "system": [block, block]})
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -471,9 +487,17 @@ def test_why_it_ended(finished: Finished, reason: str, sequence: str | None) -> 
 
 
 def test_the_counts_of_a_prompt_add_up() -> None:
-    for caches, counts in ((False, (4, 0, 16)), (True, (0, 4, 16))):
-        usage = whole(Reply("m", caches=caches), [Delta("x"), Finished("stop", METRICS)])["usage"]
-        names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    for n_cached, n_held, counts in (
+        (0, 0, (60, 0, 0)),
+        (16, 0, (44, 0, 16)),
+        (0, 48, (12, 48, 0)),
+        (16, 48, (12, 32, 16)),
+        (48, 48, (12, 0, 48)),
+        (48, 32, (12, 0, 48)),
+    ):
+        metrics = Metrics(n_prompt=60, n_cached=n_cached, n_held=n_held, n_generated=5)
+        usage = whole(Reply("m"), [Delta("x"), Finished("stop", metrics)])["usage"]
         assert tuple(usage[name] for name in names) == counts and usage["output_tokens"] == 5
 
 

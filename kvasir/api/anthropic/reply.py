@@ -41,8 +41,7 @@ class Block:
 class Reply:
     """One answer on its way out.  Mutable: it knows the block that is open and counts tokens.
 
-    `max_tokens` 0: nothing of what the model writes is shown, the prompt was all that was wanted.  `caches`:
-    the client set a breakpoint, so what was computed of the prompt counts as written to the cache.
+    `max_tokens` 0: nothing of what the model writes is shown, the prompt was all that was wanted.
     """
 
     def __init__(
@@ -52,11 +51,10 @@ class Reply:
         shows: Shows = "hidden",
         stops: Sequence[str] = (),
         max_tokens: int = 1,
-        caches: bool = False,
         id: str = "",
     ):
         self._model, self._shows, self._stops = model, shows, tuple(stops)
-        self._max_tokens, self._caches = max_tokens, caches
+        self._max_tokens = max_tokens
         self._id = id or f"msg_{uuid.uuid4().hex[:24]}"
         self._open: Block | None = None
         self._n_blocks = self._n_silent = 0
@@ -225,10 +223,9 @@ class Reply:
 
     def _usage(self, metrics: Metrics) -> dict[str, Any]:
         """Anthropic's counts.  The three of the prompt are disjoint and add up to it."""
-        fresh = metrics.n_prompt - metrics.n_cached
-        written = fresh if self._caches else 0
+        written = max(metrics.n_held - metrics.n_cached, 0)  # computed now, and held from now on
         return {
-            "input_tokens": fresh - written,
+            "input_tokens": metrics.n_prompt - metrics.n_cached - written,
             "cache_creation_input_tokens": written,
             "cache_read_input_tokens": metrics.n_cached,
             "output_tokens": metrics.n_generated if self._max_tokens else 0,

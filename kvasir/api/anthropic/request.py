@@ -25,6 +25,7 @@ from kvasir.structured import StructuredOutputsParams
 JSON, EVENTS = "application/json; charset=utf-8", "text/event-stream; charset=utf-8"
 MIN_BUDGET = 1024
 MAX_BREAKPOINTS = 4
+LIFETIMES = {"5m": 300.0, "1h": 3600.0}  # of a breakpoint: seconds
 MAX_MESSAGES = 100_000
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 # Fields that are known and change nothing here.
@@ -56,11 +57,19 @@ class Thoughts:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """The first messages of a conversation, and what stands before them, for so long."""
+
+    n_messages: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Asked:
     """What a body asks for, before it is known which model answers.
 
-    `empty`: nothing is to be written, the prompt is only made ready (max_tokens 0).  `marks`: how many
-    breakpoints of the cache the client set.
+    `empty`: nothing is to be written, the prompt is only made ready (max_tokens 0).  `hold`: what is to
+    stay in the cache.
     """
 
     model: str
@@ -70,7 +79,7 @@ class Asked:
     tool_choice: str = "auto"
     parallel: bool = True
     thoughts: Thoughts = Thoughts()
-    marks: int = 0
+    hold: Hold | None = None
     empty: bool = False
     stream: bool = False
     keep_alive_s: float | None = None
@@ -105,6 +114,8 @@ class Asked:
                 parse=True,
                 think=self.thoughts.think(model, last.role == "tool"),
                 continues=continues,
+                hold=self.hold.n_messages if self.hold else None,
+                hold_s=self.hold.seconds if self.hold else 0.0,
             ),
         )
 
@@ -114,7 +125,6 @@ class Asked:
             shows=self.thoughts.shows,
             stops=self.params.stops,
             max_tokens=0 if self.empty else self.params.max_tokens or 0,
-            caches=self.marks > 0,
         )
 
 
@@ -185,12 +195,8 @@ def _common(values: dict[str, Any], body: CountBody, warnings: tuple[str, ...]) 
         raise UsageError("model is required")
     if not 0 < len(body.messages) <= MAX_MESSAGES:
         raise UsageError(f"messages must hold 1 to {MAX_MESSAGES:,} messages, got {len(body.messages):,}")
-    marks = sum(1 for _ in _breakpoints(body))
-    if marks > MAX_BREAKPOINTS:
-        raise UsageError(
-            f"cache_control: at most {MAX_BREAKPOINTS} blocks of a request may have it, got {marks}"
-        )
     system = system_text(body.system)
+    before = (Message("system", system),) if system else ()
     choice = body.tool_choice or ToolChoice("auto")
     tools = tuple(_tool(tool, i) for i, tool in enumerate(body.tools or ()))
     idle = [f"{name} has no effect" for name in IDLE if values.get(name)]
@@ -200,28 +206,45 @@ def _common(values: dict[str, Any], body: CountBody, warnings: tuple[str, ...]) 
         raise UsageError("tools: every tool needs a name of its own")
     return Asked(
         model=body.model,
-        messages=((Message("system", system),) if system else ()) + turns(body.messages),
+        messages=before + turns(body.messages),
         params=SamplingParams(),
         tools=tools,
         tool_choice=_choice(choice, names),
         parallel=not choice.disable_parallel_tool_use,
         thoughts=thoughts,
-        marks=marks,
+        hold=_hold(body, len(before)),
         keep_alive_s=None if body.keep_alive is None else keep_alive(body.keep_alive),
         warnings=(*warnings, *idle, *told),
     )
 
 
-def _breakpoints(body: CountBody) -> Iterator[CacheControl]:
-    """Every cache_control of a body."""
-    marked: list[Any] = [body, *(body.tools or ())]
-    marked += body.system if isinstance(body.system, list) else ()
-    for message in body.messages:
-        blocks = message.content if isinstance(message.content, list) else ()
-        for block in blocks:
+def _hold(body: CountBody, n_before: int) -> Hold | None:
+    """What the breakpoints wish, `n_before` messages being the system's: up to the last one, for the longest
+    time of any.
+
+    Raises UsageError for more breakpoints than may be.
+    """
+    marks = list(_breakpoints(body))
+    if len(marks) > MAX_BREAKPOINTS:
+        raise UsageError(
+            f"cache_control: at most {MAX_BREAKPOINTS} blocks of a request may have it, got {len(marks)}"
+        )
+    if not marks:
+        return None
+    n_sent = max(n for n, _ in marks)
+    n_messages = n_before + (len(turns(body.messages[:n_sent])) if n_sent else 0)
+    return Hold(n_messages, max(LIFETIMES[mark.ttl or "5m"] for _, mark in marks))
+
+
+def _breakpoints(body: CountBody) -> Iterator[tuple[int, CacheControl]]:
+    """Every cache_control of a body, and how many of its messages lie before it."""
+    marked: list[tuple[int, Any]] = [(len(body.messages), body), *((0, tool) for tool in body.tools or ())]
+    marked += [(0, block) for block in body.system] if isinstance(body.system, list) else []
+    for n, message in enumerate(body.messages, 1):
+        for block in message.content if isinstance(message.content, list) else ():
             inner = getattr(block, "content", None)
-            marked += [block, *(inner if isinstance(inner, list) else ())]
-    return (each.cache_control for each in marked if each.cache_control is not None)
+            marked += [(n, block), *((n, each) for each in (inner if isinstance(inner, list) else ()))]
+    return ((n, each.cache_control) for n, each in marked if each.cache_control is not None)
 
 
 def _thoughts(body: CountBody) -> tuple[Thoughts, tuple[str, ...]]:
