@@ -32,9 +32,9 @@ PROTOCOLS = (  # a line each
     ollama_routes.routes,
     ollama_store.routes,
     top.routes,
-    anthropic.routes,  # before OpenAI's, with which it shares paths
-    openai.routes,
+    anthropic.routes,  # before OpenAI's, with which they share paths
     gemini.routes,
+    openai.routes,
     adapters.routes,
 )
 
