@@ -123,7 +123,9 @@ def test_what_is_no_conversation_is_refused(messages: list[object]) -> None:
 
 
 def test_chat_goes_through_the_template(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    render = SimpleNamespace(render=lambda messages, **how: "".join(m.content for m in messages), close=bool)
+    render = SimpleNamespace(
+        render=lambda messages, **how: "".join(m.content for m in messages), close=bool, source=""
+    )
     object.__setattr__(llm.model.prompter, "template", render)
     assert llm.chat([{"role": "user", "content": "12"}], **WISHES)[0].text == text_of("12")
     assert [r.text for r in llm.chat([[Message("user", "1")], [Message("user", "2")]], **WISHES)] == [
