@@ -21,12 +21,13 @@ from kvasir.errors import KvasirError
 
 @dataclass(frozen=True)
 class Sent:
-    """What a client sent: the body, and where to.  `path`: the parameters of the route."""
+    """What a client sent: the body, and where to.  `path`: the route's parameters; `tenant`: whose it is."""
 
     body: bytes
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
 
 
 class Reply(Protocol):

@@ -120,7 +120,8 @@ class House:
     async def parsed(self, request: Request, parse: Callable[[Sent], T]) -> T:
         """What a protocol makes of a request.  Raises what `parse` and `read_body` raise."""
         body = await read_body(request)
-        sent = Sent(body, request.path_params, request.query_params, request.headers)
+        tenant = self.visit(request).tenant
+        sent = Sent(body, request.path_params, request.query_params, request.headers, tenant)
         return await self.in_thread(lambda: parse(sent))
 
     async def answer(self, request: Request, asked: Asked) -> Response:

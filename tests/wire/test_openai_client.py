@@ -16,8 +16,10 @@ from langchain_core.messages import AIMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import SecretStr
 
-from kvasir.chat import Delta
+from kvasir.chat import ChatRequest, Delta, Finished
 from kvasir.errors import Bug, CapacityError
+from kvasir.runner.model import Model
+from kvasir.sampling import SamplingParams
 from tests.wire import pages
 from tests.wire.fake import INFO, FakeModel
 from tests.wire.openai_events import CALLING, CLOCK, HELLO
@@ -443,3 +445,31 @@ def test_a_chain_of_langchain(url: str) -> None:
         model="tiny", base_url=f"{url}/v1", api_key=SecretStr("none"), check_embedding_ctx_length=False
     )
     assert len(vectors.embed_query("a b")) == 32 and len(vectors.embed_documents(["a", "b"])) == 2
+
+
+def test_what_an_evaluation_reads_is_what_the_model_says_in_process(client: openai.OpenAI) -> None:
+    """Programs such as lm-eval send token ids with echo and logprobs, and add up those at the end."""
+    model = Model.load("mead", threads=1)
+    try:
+        ids = model.tokenize(ChatRequest(SamplingParams(), prompt="A VLAN is a virtual network."))
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1)
+        (*_, end) = list(model.submit(ChatRequest(params, prompt=tuple(ids))))
+    finally:
+        model.close()
+    asked: Any = {
+        "model": "mead",
+        "prompt": [ids],
+        "echo": True,
+        "logprobs": 1,
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    told = client.completions.create(**asked).choices[0].logprobs
+    assert isinstance(end, Finished) and told and told.token_logprobs and told.top_logprobs
+    assert len(told.token_logprobs) == len(ids) + 1
+    assert told.token_logprobs[1:-1] == [p.logprob for p in end.prompt_logprobs if p]
+    greedy = [
+        entry == max(top.values())
+        for entry, top in zip(told.token_logprobs[1:-1], told.top_logprobs[1:-1], strict=True)
+    ]
+    assert greedy == [p.logprob == p.top[0][1] for p in end.prompt_logprobs if p]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvasir.api import seal
+from kvasir.api.face import Sent
 from kvasir.api.openai.memory import Responses
 from kvasir.api.openai.responses import Asked, parse
 from kvasir.api.openai.responses_reply import Reply
@@ -29,7 +30,7 @@ def asked(memory: Responses | None = None, **body: Any) -> Asked:
 def reply(memory: Responses | None = None, **body: Any) -> Reply:
     numbers = count(1)
     got = asked(memory, **body)
-    return Reply(got.told, got.messages, spell, STAMP, got.memory, got.seals, lambda: str(next(numbers)))
+    return Reply(got.told, got.messages, spell, STAMP, got._keep, got.seals, lambda: str(next(numbers)))
 
 
 def streamed(made: Reply, events: list[Event]) -> list[dict[str, Any]]:
@@ -211,21 +212,23 @@ def test_a_response_is_kept_and_gone_on_from() -> None:
     assert (
         said.content == "One moment." and said.thinking == "It wants the time." and len(said.tool_calls) == 2
     )
-    kept = memory.get("x-1")
-    assert kept and kept.response["id"] == "x-1" and memory.drop("x-1") and not memory.drop("x-1")
+    with pytest.raises(UsageError, match="there is no response"):
+        parse(Sent(b'{"input": "x", "previous_response_id": "x-1"}', tenant="other"), memory)
+    kept = memory.get("", "x-1")
+    assert kept and kept.response["id"] == "x-1" and memory.drop("", "x-1") and not memory.drop("", "x-1")
     whole(reply(memory, store=False), PLAIN)
-    assert memory.get("x-1") is None
+    assert memory.get("", "x-1") is None
 
 
 def test_the_oldest_responses_go_first() -> None:
     memory = Responses(max_responses=2, max_bytes=5000)
     for name in "abc":
-        memory.keep(name, {}, (Message("user", "x"),))
-    assert memory.get("a") is None and memory.get("b") and memory.get("c")
-    memory.keep("d", {}, (Message("user", "x" * 4800),))
-    assert memory.get("b") is None and memory.get("c") is None and memory.get("d")
-    memory.keep("e", {}, (Message("user", "x" * 5000),))
-    assert memory.get("d") is None and memory.get("e") is None
+        memory.keep("", name, {}, (Message("user", "x"),))
+    assert memory.get("", "a") is None and memory.get("", "b") and memory.get("", "c")
+    memory.keep("", "d", {}, (Message("user", "x" * 4800),))
+    assert memory.get("", "b") is None and memory.get("", "c") is None and memory.get("", "d")
+    memory.keep("", "e", {}, (Message("user", "x" * 5000),))
+    assert memory.get("", "d") is None and memory.get("", "e") is None
 
 
 def test_a_thought_can_be_sealed() -> None:

@@ -49,7 +49,7 @@ class Body(Wishes, kw_only=True):
 @dataclass(frozen=True)
 class Asked:
     """A response that is wanted.  `told`: the fields of the body that the answer repeats; `memory`: where it
-    is kept, None if it is not.
+    is kept for its `owner`, None if it is not.
     """
 
     model: str
@@ -68,6 +68,7 @@ class Asked:
     priority: int = 0
     tenant: str = ""
     memory: Responses | None = None
+    owner: str = ""
     keep_alive_s: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -99,7 +100,11 @@ class Asked:
         return (request,)
 
     def reply(self, model: Loaded, load_s: float) -> Reply:
-        return Reply(self.told, self.messages, model.token_bytes, Stamp.new("resp_"), self.memory, self.seals)
+        return Reply(self.told, self.messages, model.token_bytes, Stamp.new("resp_"), self._keep, self.seals)
+
+    def _keep(self, id: str, response: Mapping[str, Any], messages: tuple[Message, ...]) -> None:
+        if self.memory:
+            self.memory.keep(self.owner, id, response, messages)
 
 
 def parse(sent: Sent, memory: Responses) -> Asked:
@@ -120,7 +125,9 @@ def parse(sent: Sent, memory: Responses) -> Asked:
     return Asked(
         model=body.model or "",
         params=params,
-        messages=with_tool_names((*_before(body.previous_response_id, memory), *messages_of(body.input))),
+        messages=with_tool_names(
+            (*_before(body.previous_response_id, memory, sent.tenant), *messages_of(body.input))
+        ),
         told=_told(body, params),
         instructions=body.instructions or "",
         stream=wishes.streams(body),
@@ -134,6 +141,7 @@ def parse(sent: Sent, memory: Responses) -> Asked:
         priority=-(body.priority or 0),
         tenant=body.cache_salt or "",
         memory=None if body.store is False else memory,
+        owner=sent.tenant,
         keep_alive_s=wishes.keep_alive_s(body),
         warnings=(
             *warnings,
@@ -159,11 +167,11 @@ def _check(body: Body) -> None:
         raise UsageError("prompt_logprobs and echo are only told by chat and completions")
 
 
-def _before(id: str | None, memory: Responses) -> tuple[Message, ...]:
+def _before(id: str | None, memory: Responses, tenant: str) -> tuple[Message, ...]:
     """The conversation that a response is to go on from."""
     if not id:
         return ()
-    if (kept := memory.get(id)) is None:
+    if (kept := memory.get(tenant, id)) is None:
         raise UsageError(
             f"previous_response_id: there is no response {short(id)}",
             hint="it was not stored, or is too long ago; send the whole conversation",

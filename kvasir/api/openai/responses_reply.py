@@ -10,7 +10,6 @@ from typing import Any
 from kvasir.api import seal
 from kvasir.api.errors import fault_of
 from kvasir.api.openai.items import answered
-from kvasir.api.openai.memory import Responses
 from kvasir.api.openai.parts import Counts, Stamp, TokenBytes, chat_logprobs, encode, named
 from kvasir.chat import Event, Finished, Message, TokenLogprob, ToolPiece
 from kvasir.errors import KvasirError
@@ -58,7 +57,10 @@ class Item:
 
 
 class Reply:
-    """A response on its way out.  Mutable: one item is open at a time."""
+    """A response on its way out.  Mutable: one item is open at a time.
+
+    `keep` is given the whole response, and the conversation that a later one goes on from.
+    """
 
     def __init__(
         self,
@@ -66,12 +68,12 @@ class Reply:
         messages: Sequence[Message],
         token_bytes: TokenBytes,
         stamp: Stamp,
-        memory: Responses | None = None,
+        keep: Callable[[str, Body, tuple[Message, ...]], None] = lambda id, response, messages: None,
         seals: bool = False,
         name: Callable[[], str] = lambda: secrets.token_hex(16),
     ):
         self._told, self._messages, self._token_bytes = told, tuple(messages), token_bytes
-        self._stamp, self._memory, self._seals, self._name = stamp, memory, seals, name
+        self._stamp, self._keep, self._seals, self._name = stamp, keep, seals, name
         self._counts, self._number = Counts(1), 2  # after those of `begin`
         self._open: Item | None = None
         self._done: list[Body] = []
@@ -223,8 +225,7 @@ class Reply:
             body["incomplete_details"] = {"reason": "max_output_tokens"}
         body["usage"] = self._usage()
         body["completed_at"] = None if cut else int(time())
-        if self._memory:
-            self._memory.keep(self._stamp.id, body, (*self._messages, *answered(self._done)))
+        self._keep(self._stamp.id, body, (*self._messages, *answered(self._done)))
         return body
 
     def _response(self, status: str) -> Body:

@@ -78,10 +78,10 @@ class OpenAI:
 
     async def response(self, request: Request) -> Response:
         """A response that was kept, once more; or it is forgotten."""
-        id = request.path_params["id"]
-        if request.method == "DELETE" and self._memory.drop(id):
+        id, tenant = request.path_params["id"], self._house.visit(request).tenant
+        if request.method == "DELETE" and self._memory.drop(tenant, id):
             return json_response({"id": id, "object": "response", "deleted": True})
-        kept = None if request.method == "DELETE" else self._memory.get(id)
+        kept = None if request.method == "DELETE" else self._memory.get(tenant, id)
         if kept is None:
             return fault_response(request.url.path, Fault(404, f"there is no response {short(id)}"))
         return json_response(kept.response)
