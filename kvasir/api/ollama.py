@@ -165,6 +165,8 @@ def parse_generate(raw: bytes) -> Asked:
     values = decode(raw)
     body = typed(values, GenerateBody)
     _refuse(body)
+    if body.suffix and (body.system or body.template):
+        raise UsageError("suffix goes between two texts, so system and template have no place")
     if body.raw and (body.system or body.template or body.context):
         raise UsageError("raw mode does not support template, system, or context")
     return Asked(

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 
 from kvasir.api.house import House, Lending
 from kvasir.api.keys import Keyring
@@ -19,6 +19,7 @@ from kvasir.runner.memory import budget_bytes
 from kvasir.runner.registry import Models
 from kvasir.runner.spawn import Started
 from kvasir.settings import Address, Settings
+from kvasir.store.library import tidy
 
 SPARE_S = 600.0  # a process that no model was asked for is ended after
 
@@ -66,6 +67,7 @@ def run(
     timer = Timer(SPARE_S, spare.drop)
     timer.daemon = True
     timer.start()
+    Thread(target=tidy, name="tidy", daemon=True).start()
     try:
         server(house, bound, settings.debug > 0, values.grace).run(sockets=[listener])
     finally:

@@ -128,9 +128,13 @@ def folder_of(files: Mapping[str, str]) -> str:
 
 
 def tidy() -> None:
-    """Removes what uploads that did not end have left, and blobs that no model uses, after a day."""
-    with _alone():
-        _drop_unused(ago_s=UNUSED_S)
+    """Removes what uploads that did not end have left, and blobs that no model uses, after a day.
+
+    A folder that cannot be written to is left as it is.
+    """
+    if blobs_folder().is_dir():
+        with contextlib.suppress(UsageError), _alone():
+            _drop_unused(ago_s=UNUSED_S)
 
 
 def _delete_plain(file: ModelFile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kvasir.chat import ChatRequest, Message
 from kvasir.errors import CapacityError, UsageError
 from kvasir.sampling import SamplingParams
 from kvasir.store.blobs import Upload, room
+from kvasir.store.library import tidy
 from kvasir.store.made import Made, Turn, read_manifest, write_manifest
 from kvasir.store.modelfile import parse_modelfile, write_modelfile
 from kvasir.store.name import canonical, parse_name
@@ -151,3 +153,18 @@ def test_an_upload_that_is_given_up_leaves_nothing(tmp_path: Path, monkeypatch) 
     assert list((tmp_path / "blobs").iterdir()) == []
     with pytest.raises(CapacityError, match="stays free"):
         room(tmp_path, 10**18)
+
+
+def test_what_nobody_needs_goes_after_a_day(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("KVASIR_MODELS", str(tmp_path))
+    tidy()
+    assert list(tmp_path.iterdir()) == []
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    write_manifest(tmp_path / "manifests" / "x" / "latest.json", Made("blobs/sha256-used"))
+    for name in ("sha256-used", "sha256-unused", ".sha256-cut.1.part", "sha256-new"):
+        (blobs / name).write_bytes(b"x")
+        if name != "sha256-new":
+            os.utime(blobs / name, (1, 1))
+    tidy()
+    assert sorted(p.name for p in blobs.iterdir()) == ["sha256-new", "sha256-used"]

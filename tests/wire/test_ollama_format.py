@@ -141,6 +141,7 @@ BAD = [
     ({"format": []}, "invalid format"),
     ({"format": {"const": "x" * 300_000}}, "invalid format: the JSON schema has 300,013 bytes, the limit is"),
     ({"shift": True}, "shift"),
+    ({"suffix": "b", "system": "s"}, "suffix goes between two texts"),
     ({"raw": True, "system": "s"}, "raw mode does not support"),
     ({"top_logprobs": 21}, "top_logprobs"),
     ({"top_logprobs": -1}, "top_logprobs"),
