@@ -51,6 +51,7 @@ class ChatTemplate:
         self.supports_thinking = bool({"enable_thinking", "thinking", "reasoning_effort"} & self._names) or (
             "<think>" in source
         )
+        self._knows_none = re.search(r"""content['"]?\]? is (not )?none""", source) is not None
         self.supports_system = "system" in self._names
 
     def warm(self) -> None:
@@ -97,7 +98,7 @@ class ChatTemplate:
             **self._tokens,
             **_thinking(think),
             **extra,
-            "messages": [as_mapping(message) for message in messages],
+            "messages": [as_mapping(message, self._knows_none) for message in messages],
             "tools": [dict(tool) for tool in tools] or None,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -205,9 +206,14 @@ class _Worker:
         return b"".join(parts)
 
 
-def as_mapping(message: Message) -> dict[str, Any]:
-    """A message as Hugging Face's templates read it; what is empty is absent, save the content."""
+def as_mapping(message: Message, knows_none: bool = False) -> dict[str, Any]:
+    """A message as Hugging Face's templates read it; what is empty is absent, save the content.
+
+    `knows_none`: the template asks whether a content is none, as that of a call is when nothing was said.
+    """
     made: dict[str, Any] = {"role": message.role, "content": message.content}
+    if knows_none and message.tool_calls and not message.content:
+        made["content"] = None
     if message.thinking:
         made["reasoning_content"] = made["thinking"] = message.thinking
     if message.tool_calls:

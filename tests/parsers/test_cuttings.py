@@ -31,7 +31,7 @@ def answers(draw, family):
 
 
 @pytest.mark.parametrize("family", ALL, ids=lambda f: f.name)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data(), st.sampled_from(["open", "may", "closed"]), st.sampled_from([None, 1]))
 def test_every_cutting_gives_the_same(family, data, state, max_calls):
     pieces = data.draw(answers(family))
@@ -51,8 +51,8 @@ def test_a_hostile_answer_takes_linear_time(family):
     opened = [mark + '{"name": "f", "arguments": {"a": "' for mark in marks]
     shapes = ['{"a":', "[f(a=", "<tool_call>", '"', " ", '{"a":"', "<", "[", *marks, *opened]
     for shape in shapes:
-        for size, step in ((10_000, 1), (100_000, 100_000)):
+        for size, step in ((5_000, 1), (50_000, 50_000)):
             text = (shape * (size // len(shape) + 1))[:size]
             began = time.process_time()
             taken(family, [text[i : i + step] for i in range(0, size, step)])
-            assert time.process_time() - began < 2.0, shape
+            assert time.process_time() - began < 1.0, shape

@@ -45,6 +45,15 @@ def test_arguments_are_a_mapping_and_json():
     assert rendered(DUMPED, message) == '{"city": "Köln"}cityKöln'
 
 
+def test_a_call_without_a_word_has_no_content_where_templates_ask():
+    source = (
+        "{% for m in messages %}{% if m['content'] is not none %}[{{ m['content'] }}]{% endif %}{% endfor %}"
+    )
+    call = Message("assistant", "", tool_calls=(ROME,))
+    assert rendered(source, Message("user", ""), call, Message("assistant", "")) == "[][]"
+    assert rendered("{{ messages[0]['content'] + '!' }}", call) == "!"
+
+
 def test_mistrals_templates_get_the_ids_that_they_take():
     def turn(first: str, second: str, *results: str) -> list[str]:
         calls = (ToolCall("f", {}, first), ToolCall("g", {}, second))
