@@ -91,7 +91,8 @@ def overview() -> str:
     lines += ['  kvasir run mead "What is DNS?"   ask it one thing', "", "Commands:"]
     lines += [f"  {name:12}{what}" for name, what in COMMANDS.items()]
     lines += ["  help        this text; `kvasir help COMMAND` for a command's options", "", "Environment:"]
-    lines += [f"  {s.name:18}{s.form:20}{s.help}" for s in SWITCHES]
+    width = max(len(s.name) for s in SWITCHES) + 2
+    lines += [f"  {s.name:{width}}{s.form:20}{s.help}" for s in SWITCHES]
     return "\n".join(lines)
 
 
