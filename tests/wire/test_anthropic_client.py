@@ -192,6 +192,18 @@ WEATHER: Any = {
 }
 
 
+KIND: Any = {
+    "name": "kind",
+    "description": "Says what kind of thing it is",
+    "input_schema": {
+        "type": "object",
+        "properties": {"kind": {"enum": ["switch", "router"]}, "is_up": {"type": "boolean"}},
+        "required": ["kind", "is_up"],
+        "additionalProperties": False,
+    },
+}
+
+
 def test_mead_calls_a_tool(client: anthropic.Anthropic) -> None:
     asked: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
     with client.messages.stream(
@@ -211,6 +223,18 @@ def test_mead_calls_a_tool(client: anthropic.Anthropic) -> None:
     )
     assert then.content[0].type == "text" and then.stop_reason == "end_turn"
     assert then.usage.cache_read_input_tokens
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "clock"}])
+def test_mead_is_made_to_call_a_tool(client: anthropic.Anthropic, choice: Any) -> None:
+    tools = [KIND] if choice["type"] == "any" else [WEATHER, {**KIND, "name": "clock"}]
+    got = client.messages.create(
+        model="mead", max_tokens=600, tools=tools, tool_choice=choice, messages=VLAN, extra_body=GREEDY
+    )
+    (call,) = [block for block in got.content if block.type == "tool_use"]
+    assert call.name == tools[-1]["name"] and got.stop_reason == "tool_use"
+    assert set(call.input) == {"kind", "is_up"}  # always what the schema says
+    assert call.input["kind"] in ("switch", "router") and isinstance(call.input["is_up"], bool)
 
 
 def test_a_call_of_a_tool_and_its_result() -> None:

@@ -225,6 +225,31 @@ def test_mead_calls_a_function(client: genai.Client) -> None:
     assert response.name == "get_weather" and response.response == {"result": "Rain in Rome."}
 
 
+def test_mead_is_made_to_call_a_function(client: genai.Client) -> None:
+    kind = types.FunctionDeclaration(
+        name="kind",
+        description="Says what kind of thing it is",
+        parameters=types.Schema(
+            type=types.Type.OBJECT,
+            properties={"kind": types.Schema(type=types.Type.STRING, enum=["switch", "router"])},
+            required=["kind"],
+        ),
+    )
+    other = kind.model_copy(update={"name": "other"})
+    calling = types.FunctionCallingConfig(
+        mode=types.FunctionCallingConfigMode.ANY, allowed_function_names=["kind"]
+    )
+    config = types.GenerateContentConfig(
+        tools=[types.Tool(function_declarations=[other, kind])],
+        tool_config=types.ToolConfig(function_calling_config=calling),
+        temperature=0,
+        max_output_tokens=600,
+    )
+    got = client.models.generate_content(model="mead", contents=VLAN, config=config)
+    (call,) = got.function_calls or []
+    assert call.name == "kind" and call.args and call.args["kind"] in ("switch", "router")
+
+
 def clock(city: str) -> str:
     """Tells the time in a city.
 
