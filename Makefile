@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp -type f 2>/dev/null)
 
-.PHONY: help run test check format clients bench parity golden fuzz faults soak mead asan docs clean
+.PHONY: help run test check format clients bench parity golden fuzz api-fuzz faults soak mead asan docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
@@ -61,6 +61,9 @@ golden: $(VENV)/tested  ## write the golden plans anew
 
 fuzz: $(VENV)/tested  ## fuzz the checkpoint readers for ten minutes
 	$(BIN)/python -m tests.fuzz_checkpoints --seconds 600
+
+api-fuzz: $(VENV)/tested  ## send what the OpenAPI document allows and forbids, to every path (minutes)
+	$(BIN)/python -m tests.wire.api_fuzz
 
 faults: $(VENV)/tested  ## kill, stop and starve models' processes 20 times each, and print who was told when
 	$(BIN)/python -m tests.faults.repeat --times 20

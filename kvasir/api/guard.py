@@ -15,7 +15,7 @@ from kvasir.api.keys import Key, Keyring
 
 # What says that the server is there, and no more.
 PUBLIC = ("/", "/health", "/ping", "/api/version")
-IN_QUERY = "/v1beta"  # Google's clients put the key into the address
+IN_QUERY = ("/v1beta", "/v1alpha")  # Google's clients put the key into the address
 MAX_PRESENTED = 4
 
 

@@ -20,8 +20,9 @@ from starlette.routing import Route
 
 from kvasir.api.doors import is_loopback
 from kvasir.api.house import House
-from kvasir.api.http import json_response
+from kvasir.api.http import JSON, json_response
 from kvasir.api.measures import Labels
+from kvasir.api.openapi import document
 from kvasir.api.residents import Seat
 from kvasir.runner.pulse import outside
 
@@ -33,7 +34,7 @@ def routes(house: House) -> list[Route]:
     """Paths of no protocol."""
     own = Own(house)
     state = [Route("/kvasir/debug/state", own.state)] if house.debug_state else []
-    return [Route("/metrics", own.metrics), *state]
+    return [Route("/metrics", own.metrics), Route("/openapi.json", own.openapi), *state]
 
 
 class Own:
@@ -41,10 +42,16 @@ class Own:
 
     def __init__(self, house: House):
         self._house = house
+        self._document = b""
 
     async def metrics(self, request: Request) -> Response:
         now = await self._house.in_thread(lambda: list(self._now(self._house.residents.seats())))
         return Response(self._house.measures.page(now), headers={"content-type": TEXT})
+
+    async def openapi(self, request: Request) -> Response:
+        if not self._document:
+            self._document = document(request.app.routes)
+        return Response(self._document, media_type=JSON)
 
     async def state(self, request: Request) -> Response:
         """Blocks, queues, descriptors: what must be as before when all requests are done."""
