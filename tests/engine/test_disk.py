@@ -22,9 +22,9 @@ from kvasir.engine import index as index_module
 from kvasir.engine import spool as spool_module
 from kvasir.engine.disk import Disk
 from kvasir.engine.engine import Engine
-from kvasir.engine.segments import scan, segments_of
+from kvasir.engine.segments import Writer, scan, segments_of
 from kvasir.engine.sequence import Sequence
-from kvasir.engine.shelf import Shelf, folders, read_pins
+from kvasir.engine.shelf import Shelf, folders, next_key, read_pins, root_key
 from kvasir.engine.stats import DiskStats
 from kvasir.sampling import SamplingParams
 from tests.engine.fake import VOCAB, FakeProgram, expected
@@ -161,6 +161,20 @@ def test_tenants_and_other_models_see_nothing(tmp_path: Path):
     (other.folder / own.name).chmod(0o600)
     with running(other) as engine:
         assert answer(engine, tenant="a").n_cached == 0
+
+
+def test_a_key_alone_is_not_believed(tmp_path: Path):
+    """Records with right keys, checksums and parents, and other tokens, as if keys had collided."""
+    at = shelf(tmp_path)
+    at.prepare()
+    writer, parent = Writer(at.folder, MODEL, 1 << 20, lambda path, n: None), root_key(MODEL, "f16", "", "")
+    for n in range(6):
+        key = next_key(parent, tuple(PROMPT[16 * n : 16 * n + 16]))
+        writer.append(key, parent, tuple(range(16)), (np.zeros(BLOCK_BYTES, np.uint8),))
+        parent = key
+    writer.close()
+    with running(tmp_path) as engine:
+        assert answer(engine).n_cached == 0 and seen(engine).n_blocks == 6
 
 
 def test_a_flipped_bit_in_any_block_is_a_miss_and_a_number(tmp_path: Path):
