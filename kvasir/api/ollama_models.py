@@ -15,6 +15,7 @@ from kvasir.api.create import Wish, is_digest, turns
 from kvasir.api.errors import Wrong
 from kvasir.api.words import short
 
+MAX_FILES = 1000
 # Fields of /api/create that are known and cannot be honoured.
 REFUSED = {
     "adapters": "an adapter goes with `kvasir run --adapter`",
@@ -90,6 +91,8 @@ def parse_create(raw: bytes) -> Told:
         raise Wrong("neither 'from' nor 'files' was given", hint="name a model in `from`", param="from")
     if body.base and body.files:
         raise Wrong("'from' and 'files' were both given", hint="leave one out", param="files")
+    if len(body.files or {}) > MAX_FILES:
+        raise Wrong(f"files has {len(body.files or {}):,} entries, the limit is {MAX_FILES:,}", param="files")
     for file, digest in (body.files or {}).items():
         if not is_digest(digest):
             raise Wrong(f"files: {short(digest)} is not a digest", hint="write sha256: and 64 hex digits")

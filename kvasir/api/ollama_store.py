@@ -87,6 +87,7 @@ class Store:
 
     def _based(self, wish: Wish) -> Wish:
         """`wish` with its base as the list has it, never a path that a client sent."""
+        self._not_alias(wish.name)
         if not wish.base:
             return wish
         return replace(wish, base=self._alone(wish.base))
@@ -101,6 +102,7 @@ class Store:
 
     async def copy(self, request: Request) -> Response:
         source, name = ollama_models.parse_copy(await read_body(request))
+        self._not_alias(name)
         await self._house.in_thread(lambda: library.copy(self._alone(source), name))
         await self._made(name)
         return Response(status_code=200)
@@ -118,6 +120,11 @@ class Store:
                 await self._house.residents.free(target)
         await self._house.in_thread(lambda: library.delete(known))
         return Response(status_code=200)
+
+    def _not_alias(self, name: str) -> None:
+        """Raises UsageError for a name that this server gave to another model."""
+        if name.removesuffix(":latest") in self._house.aliases or name in self._house.aliases:
+            raise Wrong(f"{name[:80]!a} is an alias of this server", hint="it comes and goes with --alias")
 
     async def has_blob(self, request: Request) -> Response:
         path = blob_path(request.path_params["digest"])

@@ -109,6 +109,16 @@ def test_format(model: FakeModel, tmp_path, capsys) -> None:
     assert "(cut after 1 tokens: the answer is not whole)" in capsys.readouterr().err
 
 
+def test_thoughts_stand_between_two_lines_or_are_hidden(model: FakeModel, capsys) -> None:
+    model.words = [Delta("", (1,), thinking="\nHm"), Delta("", (2,), thinking="m."), Delta("Yes", (3,))]
+    assert main(["run", "mead", "hi"]) == 0
+    assert capsys.readouterr().out == "Thinking...\nHmm.\n...done thinking.\n\nYes\n"
+    assert main(["run", "mead", "hi", "--hidethinking"]) == 0
+    assert capsys.readouterr().out == "Yes\n" and model.requests[-1].parse
+    it = chat(model, "hi")
+    assert [m.content for m in it.messages] == ["hi", "Yes"]
+
+
 def test_raw_and_no_template(model: FakeModel) -> None:
     assert main(["run", "mead", "--raw", "x y"]) == 0 and model.requests[-1].prompt == "x y"
     model.prompter.template = None
