@@ -42,9 +42,6 @@ class Letters:
     def special(self, token_id: int) -> bool:
         return False
 
-    def token_id(self, piece: str) -> int | None:
-        return None
-
 
 def model(program: FakeProgram | None = None, **engine: object) -> Model:
     program = program or FakeProgram(64)

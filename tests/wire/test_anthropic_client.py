@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import anthropic
@@ -13,6 +14,7 @@ import pydantic
 import pytest
 import requests
 
+from kvasir.api.keys import Keyring, add_key
 from kvasir.chat import Delta, ToolPiece
 from kvasir.errors import Bug, CapacityError
 from tests.wire import pages
@@ -295,6 +297,19 @@ def test_errors_before_and_after_the_first_event() -> None:
         with pytest.raises(anthropic.APIStatusError, match="internal error") as caught:
             list(client_of(url).messages.create(model="mead", max_tokens=5, messages=HELLO, stream=True))
         assert "usr/lib" not in str(caught.value)
+
+
+def test_a_key_is_known_or_the_error_is_anthropics(tmp_path: Path) -> None:
+    ring = Keyring(tmp_path / "keys.json", always=True)
+    key = add_key(ring.path, "me")
+    with serving(FakeModel(), keyring=ring) as url:
+        with pytest.raises(anthropic.AuthenticationError) as caught:
+            client_of(url).messages.create(model="mead", max_tokens=5, messages=HELLO)
+        assert isinstance(caught.value.body, dict)
+        assert caught.value.body["error"]["type"] == "authentication_error"
+        for wish in ({"api_key": key}, {"auth_token": key}):
+            client = anthropic.Anthropic(base_url=url, max_retries=0, **wish)
+            assert client.messages.create(model="mead", max_tokens=5, messages=HELLO).content
 
 
 def test_fields_that_nobody_knows_are_told_in_a_header() -> None:

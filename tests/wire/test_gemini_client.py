@@ -16,6 +16,7 @@ import requests
 from google import genai
 from google.genai import errors, types
 
+from kvasir.api.keys import Keyring, add_key
 from kvasir.chat import Delta, ToolPiece
 from kvasir.errors import Bug, CapacityError
 from tests.wire import pages
@@ -308,6 +309,20 @@ def test_the_client_calls_functions_by_itself() -> None:
     said = model.requests[1].messages
     assert said[-1].content == "half past twelve in Bergen"
     assert said[1].thinking == "It wants the time."  # it came back in the signature of the call
+
+
+def test_a_key_is_known_or_the_error_is_googles(tmp_path: Path) -> None:
+    ring = Keyring(tmp_path / "keys.json", always=True)
+    key = add_key(ring.path, "me")
+    with serving(FakeModel(), keyring=ring) as url:
+        client = client_of(url)
+        with pytest.raises(errors.ClientError) as caught:
+            client.models.generate_content(model="mead", contents="Hello")
+        assert (caught.value.code, caught.value.status) == (401, "UNAUTHENTICATED")
+        for version in ("v1", "v1beta"):
+            options = types.HttpOptions(base_url=url, api_version=version)
+            known = genai.Client(api_key=key, http_options=options)
+            assert known.models.generate_content(model="mead", contents="Hello").text == "Hello, world"
 
 
 def test_errors_before_and_after_the_first_piece() -> None:
