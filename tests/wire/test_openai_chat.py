@@ -172,6 +172,9 @@ def test_how_hard_to_think() -> None:
         assert asked(reasoning_effort=effort).requests(thinker)[0].think == think
     assert asked(reasoning={"effort": "low"}).requests(thinker)[0].think == "low"
     assert asked(think=False).requests(thinker)[0].think is False
+    switched = asked(chat_template_kwargs={"enable_thinking": False, "a": 1})
+    assert switched.requests(thinker)[0].think is False and switched.template_values == {"a": 1}
+    assert switched.requests(FakeModel())[0].think is None
     assert asked(reasoning_effort="none").requests(FakeModel())[0].think is None
     with pytest.raises(UsageError, match="reasoning_effort: this model does not think"):
         asked(reasoning_effort="low").requests(FakeModel())

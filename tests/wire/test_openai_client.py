@@ -308,6 +308,7 @@ def test_without_a_name_the_only_model_in_memory_answers() -> None:
         assert got.status_code == 400 and got.json()["error"]["param"] == "model"
         assert requests.post(f"{url}/tokenize", json={"model": "mead", "prompt": "a"}).ok
         assert requests.post(f"{url}/tokenize", json={"prompt": "ab"}).json()["tokens"] == [97, 98]
+        assert requests.post(f"{url}/v1/completions", json={"prompt": "ab"}).json()["model"] == "mead:latest"
 
 
 def test_fields_that_nobody_knows_are_told_in_a_header() -> None:

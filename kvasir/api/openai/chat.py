@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvasir.api.body import decode, typed
@@ -22,6 +22,7 @@ from kvasir.api.openai.parts import (
     chat_logprobs,
     data,
     encode,
+    name_of,
     prompt_logprobs,
 )
 from kvasir.api.openai.wishes import StreamOptions, Wishes
@@ -41,6 +42,7 @@ EFFORTS: Mapping[str, bool | str] = {
     "xhigh": "max",
     "max": "max",
 }
+SWITCHES = ("enable_thinking", "thinking")  # what templates call whether to think
 
 
 class Body(Wishes, kw_only=True):
@@ -117,7 +119,8 @@ class Asked:
         return (request,)
 
     def reply(self, model: Loaded, load_s: float) -> Reply:
-        return Reply(self, model.token_bytes, Stamp.new("chatcmpl-"))
+        asked = replace(self, model=self.model or name_of(model))
+        return Reply(asked, model.token_bytes, Stamp.new("chatcmpl-"))
 
 
 def parse(sent: Sent) -> Asked:
@@ -135,6 +138,7 @@ def parse(sent: Sent) -> Asked:
     continues = bool(body.continue_final_message)
     if continues and body.add_generation_prompt:
         raise UsageError("continue_final_message and add_generation_prompt cannot both be set")
+    effort = body.reasoning_effort or (body.reasoning or {}).get("effort")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return Asked(
         model=body.model or "",
@@ -144,12 +148,12 @@ def parse(sent: Sent) -> Asked:
         options=body.stream_options or StreamOptions(),
         tools=tools_of(body.tools, body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        think=thinking(body.reasoning_effort, body.reasoning, body.think),
+        think=thinking(effort, body.think, body.chat_template_kwargs or {}),
         shows_thoughts=body.include_reasoning is not False,
         opens_turn=body.add_generation_prompt is not False and not continues,
         continues=continues,
         echo=bool(body.echo),
-        template_values=body.chat_template_kwargs or {},
+        template_values=plain(body.chat_template_kwargs or {}),
         truncate=wishes.truncates(body),
         max_context=wishes.max_context(body),
         priority=-(body.priority or 0),  # vLLM lets the lowest in first
@@ -161,11 +165,15 @@ def parse(sent: Sent) -> Asked:
 
 
 def thinking(
-    effort: str | None, reasoning: Mapping[str, Any] | None, think: bool | str | None
+    effort: str | None, think: bool | str | None, template_values: Mapping[str, Any]
 ) -> bool | str | None:
-    """How hard to think, as `ChatRequest.think`; None: as the model does by itself.  Raises UsageError."""
-    if effort is None and reasoning:
-        effort = reasoning.get("effort")
+    """How hard to think, as `ChatRequest.think`; None: as the model does by itself.  Raises UsageError.
+
+    Some clients say it in the words of templates, which `template_values` are without afterwards (`plain`).
+    """
+    if effort is None and think is None:
+        said = [template_values[name] for name in SWITCHES if isinstance(template_values.get(name), bool)]
+        return said[0] if said else None
     if effort is None:
         if isinstance(think, str) and think not in EFFORTS:
             raise UsageError(f"think must be a boolean or one of {', '.join(EFFORTS)}, got {short(think)}")
@@ -173,6 +181,11 @@ def thinking(
     if not isinstance(effort, str) or effort not in EFFORTS:
         raise UsageError(f"reasoning_effort must be one of {', '.join(EFFORTS)}, got {short(str(effort))}")
     return EFFORTS[effort]
+
+
+def plain(template_values: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables for a template without those that `thinking` reads."""
+    return {k: v for k, v in template_values.items() if k not in SWITCHES or not isinstance(v, bool)}
 
 
 def _idle(body: Body) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from kvasir.api.openai.parts import (
     data,
     encode,
     finite,
+    name_of,
     prompt_logprobs,
     spelled,
 )
@@ -85,7 +86,8 @@ class Asked:
 
     def reply(self, model: Loaded, load_s: float) -> Reply:
         echoed = [p if isinstance(p, str) else model.spell(p).text for p in self.prompts] if self.echo else []
-        return Reply(self, echoed, model.token_bytes, Stamp.new("cmpl-"))
+        asked = replace(self, model=self.model or name_of(model))
+        return Reply(asked, echoed, model.token_bytes, Stamp.new("cmpl-"))
 
 
 def parse(sent: Sent) -> Asked:

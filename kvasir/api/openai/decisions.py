@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
@@ -16,7 +16,7 @@ from kvasir.api.loaded import Loaded
 from kvasir.api.openai import wishes
 from kvasir.api.openai.labels import LETTERS, Question, Read, Reader, request
 from kvasir.api.openai.messages import text_of
-from kvasir.api.openai.parts import JSON, Stamp, broken, encode
+from kvasir.api.openai.parts import JSON, Stamp, broken, encode, name_of
 from kvasir.api.words import json_name, short
 from kvasir.chat import ChatRequest, Event
 from kvasir.errors import KvasirError, UsageError
@@ -78,7 +78,8 @@ class Asked:
         return tuple(each for each, _ in self._made(model))
 
     def reply(self, model: Loaded, load_s: float) -> Reply:
-        return Reply(self, Reader([ids for _, ids in self._made(model)]), Stamp.new("decision-"))
+        asked = replace(self, model=self.model or name_of(model))
+        return Reply(asked, Reader([ids for _, ids in self._made(model)]), Stamp.new("decision-"))
 
     def _made(self, model: Loaded) -> list[tuple[ChatRequest, tuple[int, ...]]]:
         known: dict[str, int] = {}

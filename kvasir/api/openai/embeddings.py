@@ -17,7 +17,7 @@ from kvasir.api.face import Sent
 from kvasir.api.loaded import Loaded
 from kvasir.api.openai import wishes
 from kvasir.api.openai.completions import Prompt, prompts_of
-from kvasir.api.openai.parts import encode
+from kvasir.api.openai.parts import encode, name_of
 from kvasir.api.words import short
 from kvasir.errors import UsageError
 
@@ -55,7 +55,7 @@ class Called:
         vectors = [self._vector(each.values) for each in found]
         rows = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return encode({"object": "list", "data": rows, "model": self.model, "usage": usage})
+        return encode({"object": "list", "data": rows, "model": self.model or name_of(model), "usage": usage})
 
     def _vector(self, values: Sequence[float]) -> Any:
         cut = list(values[: self.dimensions])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from time import time
 from typing import Any
 
 import msgspec
 
+from kvasir.api.loaded import Loaded
 from kvasir.api.openai.errors import error_of
 from kvasir.chat import Delta, Event, Finished, TokenLogprob
 from kvasir.errors import KvasirError
@@ -29,6 +31,11 @@ class Stamp:
     @classmethod
     def new(cls, prefix: str) -> Stamp:
         return cls(f"{prefix}{secrets.token_hex(16)}", int(time()))
+
+
+def name_of(model: Loaded) -> str:
+    """What a model is called where nobody named it: never with a folder."""
+    return PurePath(model.info.name).name
 
 
 def encode(body: object) -> bytes:

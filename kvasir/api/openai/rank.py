@@ -7,7 +7,7 @@ answer "yes" when asked whether the document meets the query.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from kvasir.api.openai import wishes
 from kvasir.api.openai.embeddings import unit
 from kvasir.api.openai.labels import Question, Reader, request
 from kvasir.api.openai.messages import text_of
-from kvasir.api.openai.parts import JSON, Stamp, broken, encode
+from kvasir.api.openai.parts import JSON, Stamp, broken, encode, name_of
 from kvasir.api.words import json_name
 from kvasir.chat import ChatRequest, Event
 from kvasir.errors import KvasirError, UsageError
@@ -76,14 +76,15 @@ class Asked:
         return () if _embeds(model) else tuple(each for each, _ in self._made(model))
 
     def reply(self, model: Loaded, load_s: float) -> Reply:
+        asked = replace(self, model=self.model or name_of(model))
         stamp = Stamp.new("rerank-" if self.reranks else "score-")
         if not _embeds(model):
-            return Reply(self, stamp, Reader([ids for _, ids in self._made(model)]))
+            return Reply(asked, stamp, Reader([ids for _, ids in self._made(model)]))
         texts = list(dict.fromkeys(text for pair in self.pairs for text in pair))
         found = dict(zip(texts, model.embeddings(texts, self.truncate), strict=True))
         vectors = {text: unit(each.values) for text, each in found.items()}
         cosines = [sum(a * b for a, b in zip(vectors[x], vectors[y], strict=True)) for x, y in self.pairs]
-        return Reply(self, stamp, None, cosines, sum(each.n_tokens for each in found.values()))
+        return Reply(asked, stamp, None, cosines, sum(each.n_tokens for each in found.values()))
 
     def _made(self, model: Loaded) -> list[tuple[ChatRequest, tuple[int, ...]]]:
         known: dict[str, int] = {}

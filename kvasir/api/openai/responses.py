@@ -10,12 +10,12 @@ from kvasir.api.body import decode, typed
 from kvasir.api.face import Sent
 from kvasir.api.loaded import Loaded
 from kvasir.api.openai import wishes
-from kvasir.api.openai.chat import MAX_LOGPROBS, thinking
+from kvasir.api.openai.chat import MAX_LOGPROBS, plain, thinking
 from kvasir.api.openai.forms import of_format
 from kvasir.api.openai.items import messages_of, opened
 from kvasir.api.openai.memory import Responses
 from kvasir.api.openai.messages import Tools, tools_of, with_tool_names
-from kvasir.api.openai.parts import JSON, SSE, Stamp
+from kvasir.api.openai.parts import JSON, SSE, Stamp, name_of
 from kvasir.api.openai.responses_reply import Reply
 from kvasir.api.openai.wishes import Wishes
 from kvasir.api.words import short
@@ -100,7 +100,8 @@ class Asked:
         return (request,)
 
     def reply(self, model: Loaded, load_s: float) -> Reply:
-        return Reply(self.told, self.messages, model.token_bytes, Stamp.new("resp_"), self._keep, self.seals)
+        told = {**self.told, "model": self.model or name_of(model)}
+        return Reply(told, self.messages, model.token_bytes, Stamp.new("resp_"), self._keep, self.seals)
 
     def _keep(self, id: str, response: Mapping[str, Any], messages: tuple[Message, ...]) -> None:
         if self.memory:
@@ -133,9 +134,9 @@ def parse(sent: Sent, memory: Responses) -> Asked:
         stream=wishes.streams(body),
         tools=tools,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        think=thinking(effort, None, body.think),
+        think=thinking(effort, body.think, body.chat_template_kwargs or {}),
         seals=SEALED in (body.include or ()),
-        template_values=body.chat_template_kwargs or {},
+        template_values=plain(body.chat_template_kwargs or {}),
         truncate=body.truncation == "auto" or wishes.truncates(body),
         max_context=wishes.max_context(body),
         priority=-(body.priority or 0),
