@@ -109,10 +109,7 @@ class Store:
 
     async def delete(self, request: Request) -> Response:
         name, _ = ollama_models.parse_name(await read_body(request))
-        if name in self._house.aliases:
-            raise Wrong(
-                f"{name[:80]!a} is an alias of this server", hint="it goes with --alias", param="model"
-            )
+        self._not_alias(name)
         known = await self._house.in_thread(lambda: resolve(name, self._house.aliases))
         with suppress(KvasirError):  # of a model whose weights are gone nothing is in memory
             target = await self._house.resolved(name)
