@@ -7,19 +7,21 @@ import json
 import pytest
 
 from kvasir.chat import ChatRequest, Delta, Finished, Message, ToolPiece
+from kvasir.errors import UsageError
+from kvasir.runner.client import ModelProcess
 from kvasir.runner.model import Model
 from kvasir.sampling import SamplingParams
 from tests.parsers.taken import WEATHER
 
 
-@pytest.fixture(scope="module")
-def mead():
-    made = Model.load("mead", threads=1)
+@pytest.fixture(scope="module", params=[Model, ModelProcess], ids=["here", "in a process"])
+def mead(request):
+    made = request.param.load("mead", threads=1)
     yield made
     made.close()
 
 
-def ask(model: Model, text: str, params: SamplingParams | None = None, **more):
+def ask(model: Model | ModelProcess, text: str, params: SamplingParams | None = None, **more):
     """The Deltas and the end of one answer."""
     params = params or SamplingParams(temperature=0, max_tokens=60)
     request = ChatRequest(params, messages=(Message("user", text),), **{"parse": True, **more})
@@ -61,6 +63,14 @@ def test_a_call_that_is_cut_off_is_text(mead):
     deltas, end = ask(mead, "What is the weather in Rome?", params, tools=(WEATHER,))
     assert "".join(delta.text for delta in deltas).startswith('<tool_call>\n{"name"')
     assert end.reason == "length" and not any(delta.tool_calls for delta in deltas)
+
+
+def test_a_tool_that_must_be_called(mead):
+    deltas, end = ask(mead, "What is DNS?", tools=(WEATHER,), tool_choice="get_weather")
+    (piece,) = [piece for delta in deltas for piece in delta.tool_calls]
+    assert set(json.loads(piece.arguments)) >= {"city"} and end.reason == "tool_calls"
+    with pytest.raises(UsageError, match="none of the tools"):
+        ask(mead, "What is DNS?", tools=(WEATHER,), tool_choice="nothing")
 
 
 def test_stop_strings_stop_the_text_and_no_call(mead):
