@@ -429,6 +429,12 @@ def test_a_tool_that_must_be_called(client: openai.OpenAI) -> None:
     )
 
 
+def test_the_program_of_langchains_page(url: str) -> None:
+    (printed,) = pages.output("langchain-openai.md", url)
+    answer, verdict = printed.strip().rsplit("\n", 1)
+    assert answer and verdict in ("about_networks=True", "about_networks=False")
+
+
 def test_a_chain_of_langchain(url: str) -> None:
     chat = ChatOpenAI(
         model="mead", base_url=f"{url}/v1", api_key=SecretStr("none"), temperature=0, max_tokens=40
