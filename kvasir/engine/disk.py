@@ -314,7 +314,7 @@ class Disk:
         """Pins in memory those of the nodes that are pinned on disk, as far as there is room for pins."""
         for node in list(nodes):
             pin = self._pins_seen.get(self.key_of(node).hex())
-            if pin and len(self.radix.pinned() | set(node.path())) <= self.radix.most_pinned:
+            if pin and self.radix.make_room(set(node.path())):
                 left_s = float("inf") if pin.until is None else pin.until - time()
                 self.radix.pin(node, monotonic() + left_s)
 
