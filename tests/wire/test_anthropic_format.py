@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvasir.api.anthropic.body import MessagesBody
 from kvasir.api.anthropic.reply import Reply
 from kvasir.api.anthropic.request import Asked, parse_count, parse_messages
 from kvasir.api.body import decode
@@ -520,6 +521,23 @@ def test_an_error_in_the_middle_and_a_long_silence() -> None:
         "type": "error",
         "error": {"type": "overloaded_error", "message": "the cache is full (ask for less)"},
     }
+
+
+ODD: list[Any] = [None, True, -1, 0.5, 1e308, 2**63, 2**70, "", "\0", "x" * 5000, [], {}, [[]], [{}], [None]]
+ODD += [{"a": {}}, [{"type": "text"}], {"type": "x"}, "\U0001f600", [1, "a"]]
+
+
+def test_odd_values_in_every_field_are_served_or_refused() -> None:
+    model = FakeModel(info=ABLE)
+    for name in MessagesBody.__struct_encode_fields__:
+        for value in ODD:
+            raw = json.dumps({"model": "mead", "max_tokens": 5, "messages": HELLO, name: value}).encode()
+            for parse in (parse_messages, parse_count):
+                try:
+                    made = parse(Sent(raw))
+                    (made if isinstance(made, Asked) else made.asked).requests(model)
+                except UsageError as error:
+                    assert error.message
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvasir.api.face import Sent
-from kvasir.api.gemini.body import camel
+from kvasir.api.gemini.body import GenerateBody, GenerationConfig, Part, camel
 from kvasir.api.gemini.embed import parse_batch, parse_embed
 from kvasir.api.gemini.reply import Reply
 from kvasir.api.gemini.request import Asked, parse_count, parse_generate, parse_stream
@@ -547,6 +548,34 @@ def test_an_answer_of_nothing_and_a_call_that_was_cut_off() -> None:
     begun = Delta("", tool_calls=(ToolPiece(0, "c", "f", '{"a": 1'),))
     got = whole(Reply("m"), [Delta("x"), begun, Finished("length", METRICS)])["candidates"][0]
     assert got["content"]["parts"] == [{"text": "x"}] and got["finishReason"] == "MAX_TOKENS"
+
+
+ODD: list[Any] = [None, True, -1, 0.5, 1e308, 2**63, 2**70, "", "\0", "x" * 5000, [], {}, [[]], [{}], [None]]
+ODD += [{"a": {}}, [{"type": "text"}], {"type": "x"}, "\U0001f600", [1, "a"]]
+
+
+def test_odd_values_in_every_field_are_served_or_refused() -> None:
+    bodies = [
+        {"contents": HELLO, name: value} for name in GenerateBody.__struct_encode_fields__ for value in ODD
+    ]
+    for name in GenerationConfig.__struct_encode_fields__:
+        kind = {"responseMimeType": "application/json"} if "Schema" in name else {}
+        bodies += [{"contents": HELLO, **config(**kind, **{name: value})} for value in ODD]
+    bodies += [
+        {"contents": [{"role": "model", "parts": [{name: value}]}]}
+        for name in Part.__struct_encode_fields__
+        for value in ODD
+    ]
+    for body in bodies:
+        try:
+            assert request(body).params
+        except UsageError as error:
+            assert error.message
+    for value in ODD:
+        for body in ({"content": value}, {"requests": value}, {"requests": [{"content": value}]}):
+            for parse in (parse_embed, parse_batch):
+                with contextlib.suppress(UsageError):
+                    parse(sent(body))
 
 
 NAMES = ["role", "parts", "text", "name", "args", "type", "items", "functionDeclarations", "functionCall"]
