@@ -302,6 +302,28 @@ def test_prompts_of_one_request_are_answered_together() -> None:
         client_of(url).completions.create(model="mead", prompt=["a", "b"])
 
 
+def test_prompts_of_one_request_are_streamed_side_by_side_and_left_together() -> None:
+    model = FakeModel(words=["x"] * 1000, pace_s=0.01)
+    with serving(model) as url:
+        stream = client_of(url).completions.create(
+            model="mead", prompt=["a", "b"], stream=True, max_tokens=900
+        )
+        seen: set[int] = set()
+        while seen != {0, 1}:
+            seen |= {choice.index for choice in next(stream).choices}
+        stream.close()
+        for _ in range(500):
+            if model.n_cancelled == 2:
+                break
+            requests.get(f"{url}/health", timeout=5)
+        assert model.n_cancelled == 2
+    with serving(FakeModel(words=["x", "y"])) as url:
+        chunks = list(client_of(url).completions.create(model="mead", prompt=["a", "b"], n=1, stream=True))
+    for index in (0, 1):
+        mine = [c.choices[0] for c in chunks if c.choices[0].index == index]
+        assert "".join(c.text for c in mine) == "xy" and mine[-1].finish_reason == "stop"
+
+
 def test_without_a_name_the_only_model_in_memory_answers() -> None:
     with serving(FakeModel()) as url:
         got = requests.post(f"{url}/tokenize", json={"prompt": "a"})
