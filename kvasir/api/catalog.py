@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -81,7 +82,7 @@ def shown(info: ModelInfo, checkpoint: Checkpoint, template: str, verbose: bool)
     facts |= {k: _plain(v, verbose) for k, v in metadata.items() if k not in hidden}
     body = {
         "license": info.license,
-        "modelfile": modelfile(info),
+        "modelfile": modelfile(info).replace(made.adapter or "\0", Path(made.adapter).name),  # no folders
         "parameters": parameters_text(made.parameters),
         "template": template,
         "system": made.system,

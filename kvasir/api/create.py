@@ -14,6 +14,7 @@ from kvasir.api.errors import Wrong
 from kvasir.api.options import IDLE, NUMBERS, parse_options
 from kvasir.api.words import json_name
 from kvasir.chat import Message
+from kvasir.checkpoint.adapters import open_adapter
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.errors import KvasirError, UsageError
 from kvasir.runner.inspect import describe
@@ -42,6 +43,7 @@ class Wish:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Turn, ...] | None = None
     license: tuple[str, ...] = ()
+    adapter: str = ""
 
 
 def make(wish: Wish) -> Iterator[str]:
@@ -75,6 +77,7 @@ def merged(made: Made, wish: Wish) -> Made:
         template=made.template if wish.template is None else wish.template,
         system=made.system if wish.system is None else wish.system,
         parameters={**made.parameters, **checked(wish.parameters)},
+        adapter=wish.adapter or made.adapter,
         messages=made.messages if wish.messages is None else wish.messages,
         license=(*made.license, *(text for text in wish.license if text not in made.license)),
     )
@@ -134,9 +137,13 @@ def _must_fit(made: Made, base: str) -> None:
     info = describe(path)
     if made.template:
         check_template(made.template)
+    if made.adapter:
+        open_adapter(made.adapter)
     writes = "completion" in info.capabilities
-    if not writes and (made.system or made.messages or made.template):
-        raise UsageError(f"{base} is an embedding model, so it takes no system message, messages or template")
+    if not writes and (made.system or made.messages or made.template or made.adapter):
+        raise UsageError(
+            f"{base} is an embedding model, so it takes no system message, messages, template or adapter"
+        )
     needs = writes and (made.system or made.messages) and not made.template
     if needs and template_source(open_checkpoint(info.path)) is None:
         raise UsageError(

@@ -64,8 +64,8 @@ def target(name: str, aliases: Mapping[str, str], adapters: Mapping[str, str] = 
     if known not in files or not files[known].manifest:
         return Target(known, known)
     file = find(known)
-    if file.made is None or file.made.template:
-        return Target(known, known)  # a template of its own goes into a process of its own
+    if file.made is None or file.made.template or file.made.adapter:
+        return Target(known, known)  # a template or an adapter of its own goes into a process of its own
     weights = file.made.weights
     plain = weights in files and not files[weights].manifest
     return Target(known, weights if plain else str(file.path), file.made)

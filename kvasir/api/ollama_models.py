@@ -18,7 +18,7 @@ from kvasir.api.words import short
 MAX_FILES = 1000
 # Fields of /api/create that are known and cannot be honoured.
 REFUSED = {
-    "adapters": "an adapter goes with `kvasir run --adapter`",
+    "adapters": "an adapter goes with ADAPTER in a Modelfile, or `kvasir serve --adapter`",
     "draft_files": "a draft model goes with `kvasir run --draft`",
     "quantize": "Kvasir runs weights in the format that they have",
     "quantization": "Kvasir runs weights in the format that they have",

@@ -15,7 +15,6 @@ from kvasir.store.modelfile import Modelfile, parse_modelfile
 
 DEFAULT = "Modelfile"
 WHY_NOT = {
-    "ADAPTER": "an adapter goes with `kvasir run --adapter`",
     "DRAFT": "a draft model goes with `kvasir run --draft`",
     "RENDERER": "the model's own template, or TEMPLATE, writes its prompts",
     "PARSER": "what reads an answer is chosen by the model's template",
@@ -57,6 +56,9 @@ def wish_of(name: str, said: Modelfile, folder: Path) -> Wish:
     for word, value in said.others:
         if word in WHY_NOT:
             raise UsageError(f"{word} {value[:60]} is not supported: {WHY_NOT[word]}")
+    adapters = [value for word, value in said.others if word == "ADAPTER"]
+    if len(adapters) > 1:
+        raise UsageError("the Modelfile has several ADAPTER lines", hint="a model answers with one adapter")
     base = said.bases[0]
     if base.startswith((".", "~")) or base.endswith((".gguf", ".safetensors")):
         base = str((folder / Path(base).expanduser()).resolve())
@@ -68,4 +70,5 @@ def wish_of(name: str, said: Modelfile, folder: Path) -> Wish:
         parameters=read_words(said.parameters),
         messages=said.messages or None,
         license=said.license,
+        adapter=str((folder / Path(adapters[0]).expanduser()).resolve()) if adapters else "",
     )

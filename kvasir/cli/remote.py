@@ -68,6 +68,6 @@ def forget(settings: Settings, name: str) -> None:
     """
     with suppress(KvasirError):
         made = find(name).made
-        if made and not made.template:
+        if made and not made.template and not made.adapter:
             return
         ask(settings, "POST", "/api/generate", {"model": name, "keep_alive": 0}, wait_s=1.0)

@@ -48,6 +48,7 @@ from kvasir.text.stream import TextStream
 from kvasir.text.tokenizer import Tokenizer
 
 NO_ADAPTERS: Mapping[str, str] = {}
+OWN = "its own"  # the name of the adapter that a made model brings
 LABEL = 60  # letters
 
 
@@ -150,7 +151,8 @@ class Model:
             prompter.close()
             raise
         try:
-            for adapter, path in adapters.items():
+            own = {OWN: file.made.adapter} if file.made and file.made.adapter else {}
+            for adapter, path in {**adapters, **own}.items():
                 progress(f"loading the adapter {adapter}")
                 model.load_adapter(adapter, path)
         except BaseException:
@@ -168,6 +170,8 @@ class Model:
         """
         if self.is_embedding:
             raise UsageError(f"{self.info.name} is an embedding model and writes no text", hint="use embed")
+        if not request.adapter and self.info.made and self.info.made.adapter:
+            request = replace(request, adapter=OWN)
         adapter = self._adapter(request.adapter)
         limit = self._engine.limit(request.max_context)
         tokens, n_truncated = self.prompter.tokens(request, limit)

@@ -38,7 +38,8 @@ class Made:
 
     `weights`: the name of a built-in model or of a file or folder in the models folder; a path that begins
     with "/"; or "blobs/..." there.  `parent`: the model that it was made from, as it was called.
-    `parameters`: Ollama's options.  `template`: empty for the weights' own.
+    `parameters`: Ollama's options.  `template`: empty for the weights' own.  `adapter`: the path of a LoRA
+    adapter that answers.
     """
 
     weights: str
@@ -48,6 +49,7 @@ class Made:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Turn, ...] = ()
     license: tuple[str, ...] = ()
+    adapter: str = ""
     form: int = FORM
 
     def applied(self, request: ChatRequest) -> ChatRequest:

@@ -69,7 +69,7 @@ def parse_modelfile(text: str) -> Modelfile:
 
 def write_modelfile(base: str, made: Made) -> str:
     """The Modelfile that makes `made` of `base` again."""
-    lines = [f"FROM {base}"]
+    lines = [f"FROM {base}", *([f"ADAPTER {made.adapter}"] if made.adapter else [])]
     texts = {"TEMPLATE": made.template, "SYSTEM": made.system}
     lines += [f"{word} {_quoted(text)}" for word, text in texts.items() if text]
     for name, value in made.parameters.items():

@@ -22,6 +22,7 @@ from kvasir.cli.ps import processor, table, until_when
 from kvasir.cli.remote import server_address
 from kvasir.cli.top import frame
 from kvasir.settings import Address, Settings
+from tests.adapter_files import mead
 from tests.pure.test_cli import Stdin
 from tests.wire.real import encoder, real_server
 
@@ -137,7 +138,9 @@ def test_a_modelfile_names_a_file_beside_it(folder: Path, tmp_path: Path, capsys
         ("FROM meed\n", "did you mean mead"),
         ("SYSTEM x\n", "no FROM line"),
         ("FROM mead\nFROM mead\n", "several FROM lines"),
-        ("FROM mead\nADAPTER ./x\n", "ADAPTER ./x is not supported"),
+        ("FROM mead\nADAPTER ./x\n", "x"),
+        ("FROM mead\nADAPTER ./x\nADAPTER ./y\n", "several ADAPTER lines"),
+        ("FROM mead\nPARSER x\n", "PARSER x is not supported"),
         ("FROM mead\nPARAMETER temprature 1\n", "did you mean temperature?"),
         ("FROM mead\nPARAMETER temperature hot\n", 'option "temperature" must be of type number'),
         ("FROM mead\nTEMPLATE {{ .Nothing }}\n", ".Nothing is not understood"),
@@ -148,6 +151,24 @@ def test_a_modelfile_that_cannot_be(folder: Path, tmp_path: Path, capsys, text: 
     err = told(capsys, "create", "x", "-f", str(tmp_path / "M"), code=1)
     assert says in err and err.count("\n") == 1
     assert not (folder / "manifests").exists() or not list((folder / "manifests").iterdir())
+
+
+def test_a_model_with_an_adapter(there: str, folder: Path, tmp_path: Path, capsys) -> None:
+    mead(tmp_path / "lora.gguf", 1)
+    (tmp_path / "M").write_text("FROM mead\nADAPTER ./lora.gguf\n")
+    assert main(["create", "adapted", "-f", str(tmp_path / "M")]) == 0
+    capsys.readouterr()
+    assert f"ADAPTER {tmp_path / 'lora.gguf'}" in told(capsys, "show", "adapted", "--modelfile")
+    shown = requests.post(f"{there}/api/show", json={"model": "adapted"})
+    assert "ADAPTER lora.gguf" in shown.json()["modelfile"] and str(tmp_path) not in shown.text
+    words = ["What is DNS?", "--temperature", "0", "--num-predict", "8"]
+    want = told(capsys, "run", "mead", *words, "--adapter", str(tmp_path / "lora.gguf"))
+    assert told(capsys, "run", "adapted", *words) == want != told(capsys, "run", "mead", *words)
+    body = {"model": "adapted", "prompt": "What is DNS?", "stream": False}
+    options = {"temperature": 0, "num_predict": 8}
+    got = requests.post(f"{there}/api/generate", json={**body, "options": options}).json()
+    assert got["response"].strip() == " ".join(want.split())
+    assert told(capsys, "rm", "adapted") == "deleted 'adapted'\n"
 
 
 def test_what_cannot_be(folder: Path, capsys) -> None:
