@@ -294,8 +294,9 @@ class Engine:
         """Raises UsageError unless there are tokens, all of them in the vocabulary."""
         if not tokens:
             raise UsageError("the prompt has no tokens", hint="send some text")
-        if bad := [t for t in tokens if not 0 <= t < self.n_vocab]:
-            raise UsageError(f"token id {bad[0]} is not in the vocabulary of {self.n_vocab}")
+        n_vocab = self.n_vocab  # the plan is searched for it
+        if bad := [t for t in tokens if not 0 <= t < n_vocab]:
+            raise UsageError(f"token id {bad[0]} is not in the vocabulary of {n_vocab}")
 
     def close(self, wait_s: float = 3.0) -> None:
         """After the last step: what the prefix cache holds goes to disk, as far as there is time."""

@@ -21,6 +21,7 @@ from kvasir.text.template import ChatTemplate, select_template, template_from_fo
 from kvasir.text.tokenizer import Tokenizer
 
 ANSWER_SHARE = 4  # a truncated prompt leaves a quarter of the context for the answer
+OWN_NAMES = {"self", "messages", "tools", "add_generation_prompt", "think"}  # of what renders a template
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Prompter:
                 "this model has no chat template, so it cannot chat",
                 hint="send a raw prompt: /api/generate with raw, LLM.generate, or `kvasir run --raw`",
             )
+        for name in OWN_NAMES & request.template_values.keys():
+            raise UsageError(f"chat template variable {name!r} is set by the server")
         messages, family = request.messages, self.family
         if family.valid_id:
             messages = with_ids(messages, family.valid_id)
