@@ -7,14 +7,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kvasir.errors import KvasirError, UsageError
+from kvasir.errors import CapacityError, KvasirError, UsageError
 from kvasir.store.blobs import blob_path, blobs_folder, link
 from kvasir.store.files import parts
 from kvasir.store.made import BLOBS, MANIFESTS, Made, read_manifest, write_manifest
@@ -26,6 +28,7 @@ try:
 except ImportError:  # Windows: nobody else is waited for
     fcntl = None  # type: ignore[assignment]
 
+FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", re.ASCII)  # a model's file, as clients name it
 UNUSED_S = 86400.0  # a blob that nobody refers to, and an upload that did not end, go after
 
 
@@ -105,7 +108,7 @@ def folder_of(files: Mapping[str, str]) -> str:
     """
     found: dict[str, Path] = {}
     for name, digest in files.items():
-        if Path(name).name != name or name.startswith("."):
+        if not FILE.fullmatch(name):
             raise UsageError(f"files: {name[:60]!a} is not the name of a file")
         found[name] = blob_path(digest)
         if not found[name].is_file():
@@ -116,15 +119,29 @@ def folder_of(files: Mapping[str, str]) -> str:
         return f"{BLOBS}/{next(iter(found.values())).name}"
     table = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
     folder = blobs_folder() / f"folder-{hashlib.sha256(table.encode()).hexdigest()}"
-    if not folder.is_dir():
-        fresh = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        for name, path in found.items():
-            link(path, fresh / name)
-        fresh.rename(folder)
+    try:
+        _link_all(found, folder)
+    except OSError as error:
+        raise CapacityError(f"the files cannot be put together: {error.strerror}") from None
     first = next((n for n in sorted(found) if n.endswith("-00001.gguf") or "-00001-of-" in n), "")
     return f"{BLOBS}/{folder.name}" + (f"/{first}" if first else "")
+
+
+def _link_all(files: Mapping[str, Path], folder: Path) -> None:
+    """A folder with these files, whole or not at all."""
+    if folder.is_dir():
+        return
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for name, path in files.items():
+        link(path, fresh / name)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(fresh, ignore_errors=True)  # somebody else was quicker
 
 
 def tidy() -> None:

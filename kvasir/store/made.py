@@ -91,7 +91,10 @@ def _read(path: Path, changed_ns: int, size: int) -> Made:
 def write_manifest(path: Path, made: Made) -> str:
     """Writes `made` whole or not at all; its digest, 64 hex digits."""
     raw = msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path.parent.name} cannot be made: {error.strerror}") from None
     write_whole(path, raw)
     return hashlib.sha256(raw).hexdigest()
 

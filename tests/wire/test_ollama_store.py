@@ -231,6 +231,8 @@ REFUSED = [
     ("create", {"model": "x", "files": {"a.gguf": "abc"}}, 400, "is not a digest"),
     ("create", {"model": "x", "files": {"../a.gguf": DIGEST}}, 400, "is not the name of a file"),
     ("create", {"model": "x", "files": {f"{i}": DIGEST for i in range(1001)}}, 400, "the limit is 1,000"),
+    ("create", {"model": "x", "files": {"a\0.gguf": DIGEST, "b": DIGEST}}, 400, "is not the name of a file"),
+    ("create", {"model": "x", "files": {"a" * 300: DIGEST, "b": DIGEST}}, 400, "is not the name of a file"),
     ("create", {"model": "other", "from": "mead"}, 400, "alias"),
     ("copy", {"source": "mead", "destination": "other:latest"}, 400, "alias"),
     ("copy", {"source": "mead"}, 400, "destination is required"),
@@ -261,6 +263,30 @@ def test_deleting_what_cannot_be_deleted(url: str) -> None:
     ):
         r = remove(url, name)
         assert r.status_code == status and says in r.json()["error"]
+
+
+def test_safetensors_from_blobs(url: str, folder: Path, tmp_path: Path) -> None:
+    files = {}
+    for path in encoder(tmp_path / "e").iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            raw = path.read_bytes()
+            files[path.name] = f"sha256:{hashlib.sha256(raw).hexdigest()}"
+            assert requests.post(f"{url}/api/blobs/{files[path.name]}", data=raw).ok
+    assert make(url, "st", files=files)[0] == "parsing safetensors"
+    got = post(url, "embed", model="st", input="a b").json()
+    assert len(got["embeddings"][0]) == 32
+    without = {name: digest for name, digest in files.items() if name != "config.json"}
+    assert "config.json" in make(url, "st2", files=without)[-1] and "st2:latest" not in names(url)
+    remove(url, "st")
+
+
+def test_a_models_folder_that_cannot_be_written(url: str, folder: Path) -> None:
+    (folder / "manifests" / "stuck").parent.mkdir(exist_ok=True)
+    (folder / "manifests" / "stuck").write_text("in the way")
+    assert "cannot be made" in make(url, "stuck", **{"from": "mead"})[-1]
+    (folder / "manifests" / "stuck").unlink()
+    assert make(url, "stuck", **{"from": "mead"})[-1] == "success"
+    remove(url, "stuck")
 
 
 def test_pulling_what_is_here(url: str) -> None:
