@@ -16,8 +16,8 @@ from kvasir.api.http import fault_response
 class Doors:
     """Turns away foreign Host and Origin headers, and answers CORS for the origins that may come in."""
 
-    def __init__(self, app: ASGIApp, own_host: str):
-        self._app, self._own_host = app, own_host
+    def __init__(self, app: ASGIApp, own_host: str, welcome: doors.Welcome):
+        self._app, self._own_host, self._welcome = app, own_host, welcome
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -25,12 +25,13 @@ class Doors:
             return
         request = Request(scope)
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if len(request.headers.getlist("host")) > 1 or not doors.host_allowed(host, self._own_host):
-            await refused(scope, "this Host is not served here")(scope, receive, send)
+        known = doors.host_allowed(host, self._own_host, self._welcome.hosts)
+        if len(request.headers.getlist("host")) > 1 or not known:
+            await refused(scope, "this Host is not served here (--allow-host)")(scope, receive, send)
         elif origin is None:
             await self._app(scope, receive, send)
-        elif not doors.origin_allowed(origin, host):
-            await refused(scope, "this Origin is not served here")(scope, receive, send)
+        elif not doors.origin_allowed(origin, host, self._welcome.origins):
+            await refused(scope, "this Origin is not served here (--allow-origin)")(scope, receive, send)
         elif scope["method"] == "OPTIONS" and "access-control-request-method" in request.headers:
             wanted = request.headers.get("access-control-request-headers", "content-type")
             await Response(status_code=204, headers=cors(origin, wanted))(scope, receive, send)

@@ -16,6 +16,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvasir.api.doors import Welcome
 from kvasir.api.face import Asked, Called, Sent
 from kvasir.api.guest import Guest, Visit
 from kvasir.api.http import JSON, read_body
@@ -58,6 +59,7 @@ class House:
     `adapters`: which of the aliases mean an adapter of their model, and its name there; clients add to both
     what `lending` allows.
     `keyring` None: nobody is asked for an API key.  `debug_state`: /kvasir/debug/state is there.
+    `welcome`: foreign hosts and pages that may come in.
     """
 
     loader: Loader
@@ -70,6 +72,7 @@ class House:
     keyring: Keyring | None = None
     lending: Lending | None = None
     debug_state: bool = False
+    welcome: Welcome = field(default_factory=Welcome)
     measures: Measures = field(default_factory=Measures)
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ def application(house: House) -> ASGIApp:
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Counting(Doors(Guard(app, house.keyring), house.own_host), routes, house.measures)
+    return Counting(Doors(Guard(app, house.keyring), house.own_host, house.welcome), routes, house.measures)
 
 
 def server(house: House, address: Address, access_log: bool = False, grace_s: float = GRACE_S) -> Draining:

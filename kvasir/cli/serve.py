@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kvasir
-from kvasir.api.doors import is_loopback
+from kvasir.api.doors import Welcome, is_loopback
 from kvasir.api.keys import Keyring, keys_path
 from kvasir.cli.parser import Parser
 from kvasir.cli.served import served
@@ -32,6 +32,14 @@ def command(words: Sequence[str], settings: Settings) -> int:
         action="store_true",
         help="ask nobody for an API key, on any address; see `kvasir keys`",
     )
+    it.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="a name that requests may come under, as behind a reverse proxy",
+    )  # fmt: skip
+    it.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="a web page that may call, https://example.com; '*' for any",
+    )  # fmt: skip
     it.add_argument(
         "--debug-state",
         action="store_true",
@@ -76,6 +84,8 @@ def command(words: Sequence[str], settings: Settings) -> int:
         if not 0 <= values.port < 65536:
             raise UsageError(f"--port {values.port} must be between 0 and 65535")
         address = Address(address.host, values.port)
+    hosts = tuple(name.lower().rstrip(".") for name in values.allow_host)
+    welcome = Welcome(hosts, tuple(values.allow_origin))
     keyring = None if values.no_keys else Keyring(keys_path(), always=not is_loopback(address.host))
     if keyring and keyring.always and not keyring.keys:
         raise UsageError(
@@ -95,7 +105,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
         print(f"kvasir: {told}", file=sys.stderr, flush=True)
     from kvasir.cli.serving import run  # noqa: PLC0415  half a second, in which clients may already knock
 
-    run(listener, bound, names, values, settings, spare, keyring)
+    run(listener, bound, names, values, settings, spare, keyring, welcome)
     return 0
 
 

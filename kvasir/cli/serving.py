@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Thread, Timer
 
+from kvasir.api.doors import Welcome
 from kvasir.api.house import House, Lending
 from kvasir.api.keys import Keyring
 from kvasir.api.server import server
@@ -32,6 +33,7 @@ def run(
     settings: Settings,
     spare: Started,
     keyring: Keyring | None,
+    welcome: Welcome,
 ) -> None:
     """Answers until a signal ends it.  The first model goes into `spare`."""
     logging.basicConfig(
@@ -63,6 +65,7 @@ def run(
         keyring,
         Lending(Path(values.adapters_from), names.remember) if values.adapters_from else None,
         values.debug_state,
+        welcome,
     )
     timer = Timer(SPARE_S, spare.drop)
     timer.daemon = True

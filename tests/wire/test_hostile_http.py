@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 import requests
 
+from kvasir.api.doors import Welcome
+from kvasir.errors import UsageError
 from tests.wire.fake import FakeModel
 from tests.wire.test_server import ask, models_folder, serving
 
@@ -206,3 +208,24 @@ def test_a_foreign_host_or_origin_reaches_no_path() -> None:
             for headers in ({"Host": "evil.example.com"}, {"Origin": "https://evil.example.com"}):
                 for method in ("GET", "POST", "OPTIONS"):
                     assert requests.request(method, url + path, headers=headers).status_code == 403, path
+
+
+def test_further_hosts_and_origins_that_were_allowed() -> None:
+    welcome = Welcome(("ai.example.com",), ("https://example.com",))
+    with serving(FakeModel(), welcome=welcome) as url:
+        for host, code in (("ai.example.com", 200), ("AI.example.com:443", 200), ("example.com", 403)):
+            assert requests.get(f"{url}/api/tags", headers={"Host": host}).status_code == code, host
+        for origin, code in (("https://example.com", 204), ("http://example.com", 403), ("null", 403)):
+            asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            r = requests.options(f"{url}/api/chat", headers=asks)
+            assert r.status_code == code, origin
+            assert (r.headers.get("access-control-allow-origin") == origin) == (code == 204)
+    with serving(FakeModel(), welcome=Welcome(origins=("*",))) as url:
+        r = requests.get(f"{url}/api/tags", headers={"Origin": "https://any.where"})
+        assert r.status_code == 200 and r.headers["access-control-allow-origin"] == "https://any.where"
+
+
+@pytest.mark.parametrize("wishes", [{"hosts": ("a b",)}, {"hosts": ("a:1",)}, {"origins": ("example.com",)}])
+def test_what_is_no_host_and_no_origin_is_said(wishes: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(UsageError, match="is not"):
+        Welcome(**wishes)

@@ -13,6 +13,7 @@ from kvasir.api.house import House
 from kvasir.api.keys import Keyring, add_key, remove_key
 from kvasir.api.server import application
 from tests.wire.fake import FakeModel, FakeModels
+from tests.wire.real import real_server
 from tests.wire.test_server import models_folder, serving
 
 __all__ = ["models_folder"]  # a fixture for all tests here
@@ -120,6 +121,18 @@ def test_what_is_known_of_one_keys_prompts_is_not_for_another(ring: Keyring) -> 
             requests.post(f"{url}/api/generate", json={"model": "mead", "prompt": "x"}, headers=bearer(key))
     first, second, third = (request.tenant for request in model.requests)
     assert first == third and first != second and len(first) > 30
+
+
+def test_another_key_finds_nothing_in_the_cache(ring: Keyring) -> None:
+    """With a real model: the second time the same key has its prompt cached, another one has not."""
+    one, two = add_key(ring.path, "one"), add_key(ring.path, "two")
+    body = {"model": "mead", "prompt": "What is a VLAN? " * 8, "stream": False, "options": {"num_predict": 1}}
+    with real_server(keyring=ring) as url:
+        asked = [
+            requests.post(f"{url}/api/generate", json=body, headers=bearer(k)) for k in (one, one, two, two)
+        ]
+    cached = [r.json().get("cached_count", 0) for r in asked]
+    assert cached[0] == cached[2] == 0 and cached[1] == cached[3] > 0
 
 
 def test_requests_a_minute(ring: Keyring) -> None:
