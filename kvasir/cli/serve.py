@@ -22,6 +22,42 @@ LISTENING = "0A"  # a state in /proc/net/tcp
 
 def command(words: Sequence[str], settings: Settings) -> int:
     """Runs the command until a signal ends it.  Raises UsageError when it cannot listen."""
+    values = options().read(words)
+    memory = 1.0 if values.memory is None else values.memory
+    if not 0 < memory <= 1e6 or values.queue < 1 or not 0 <= values.grace <= 1e6:
+        raise UsageError("--memory, --max-queue and --grace take positive numbers")
+    address = parse_address(values.host) if values.host else settings.host
+    if values.port is not None:
+        if not 0 <= values.port < 65536:
+            raise UsageError(f"--port {values.port} must be between 0 and 65535")
+        address = Address(address.host, values.port)
+    hosts = tuple(name.lower().rstrip(".") for name in values.allow_host)
+    welcome = Welcome(hosts, tuple(values.allow_origin))
+    keyring = None if values.no_keys else Keyring(keys_path(), always=not is_loopback(address.host))
+    if keyring and keyring.always and not keyring.keys:
+        raise UsageError(
+            f"{address} can be reached by others and there are no API keys: anyone could use your models",
+            hint="`kvasir keys add NAME` makes one; --no-keys serves all who come",
+        )
+    names = served(values.alias, values.adapter)
+    if values.adapters_from and not Path(values.adapters_from).is_dir():
+        raise UsageError(f"--adapters-from {values.adapters_from[:60]!r} is no folder")
+    listener = listen(address)
+    # The server ends its answers first and then lets the signal through to us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    spare = Started("the first model")  # it imports what a model needs while we import what a server needs
+    bound = Address(address.host, listener.getsockname()[1])
+    print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
+    if told := admission(address, keyring):
+        print(f"kvasir: {told}", file=sys.stderr, flush=True)
+    from kvasir.cli.serving import run  # noqa: PLC0415  half a second, in which clients may already knock
+
+    run(listener, bound, names, values, settings, spare, keyring, welcome)
+    return 0
+
+
+def options() -> Parser:
+    """What the command takes."""
     it = Parser(
         "serve", "Answer over HTTP: Ollama's /api/generate, /api/chat, /api/tags, /api/version and more."
     )
@@ -75,38 +111,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
         "--grace", type=float, default=GRACE_S, metavar="SECONDS",
         help=f"for answers under way when the server is told to stop; default {GRACE_S:.0f}",
     )  # fmt: skip
-    values = it.read(words)
-    memory = 1.0 if values.memory is None else values.memory
-    if not 0 < memory <= 1e6 or values.queue < 1 or not 0 <= values.grace <= 1e6:
-        raise UsageError("--memory, --max-queue and --grace take positive numbers")
-    address = parse_address(values.host) if values.host else settings.host
-    if values.port is not None:
-        if not 0 <= values.port < 65536:
-            raise UsageError(f"--port {values.port} must be between 0 and 65535")
-        address = Address(address.host, values.port)
-    hosts = tuple(name.lower().rstrip(".") for name in values.allow_host)
-    welcome = Welcome(hosts, tuple(values.allow_origin))
-    keyring = None if values.no_keys else Keyring(keys_path(), always=not is_loopback(address.host))
-    if keyring and keyring.always and not keyring.keys:
-        raise UsageError(
-            f"{address} can be reached by others and there are no API keys: anyone could use your models",
-            hint="`kvasir keys add NAME` makes one; --no-keys serves all who come",
-        )
-    names = served(values.alias, values.adapter)
-    if values.adapters_from and not Path(values.adapters_from).is_dir():
-        raise UsageError(f"--adapters-from {values.adapters_from[:60]!r} is no folder")
-    listener = listen(address)
-    # The server ends its answers first and then lets the signal through to us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    spare = Started("the first model")  # it imports what a model needs while we import what a server needs
-    bound = Address(address.host, listener.getsockname()[1])
-    print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
-    if told := admission(address, keyring):
-        print(f"kvasir: {told}", file=sys.stderr, flush=True)
-    from kvasir.cli.serving import run  # noqa: PLC0415  half a second, in which clients may already knock
-
-    run(listener, bound, names, values, settings, spare, keyring, welcome)
-    return 0
+    return it
 
 
 def admission(address: Address, keyring: Keyring | None) -> str:
