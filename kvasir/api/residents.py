@@ -141,11 +141,12 @@ class Residents:
 
     async def _seat(self, target: Target) -> Seat:
         """A seat with one user more."""
-        fresh = Seat(target.load, self._keep_s, target.name)
+        called = target.load if target.adapter else target.name  # an adapter has no process of its own
+        fresh = Seat(target.load, self._keep_s, called)
         while (seat := self._seats.setdefault(target.load, fresh)).leaving:
             await self._wait()
         seat.users += 1
-        seat.called = target.name
+        seat.called = called
         seat.used_at = monotonic()
         if seat.timer:
             seat.timer.cancel()

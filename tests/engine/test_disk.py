@@ -126,7 +126,7 @@ def test_what_is_evicted_comes_back(tmp_path: Path):
         answer(engine)
         for n in range(8):
             answer(engine, [n] * 120)
-        written(engine)
+            written(engine)  # a writer that lags drops what comes
         assert answer(engine).n_cached == 96 and seen(engine).n_hits == 1
         assert seen(engine).n_dropped == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -253,8 +254,9 @@ def test_top_in_a_terminal(there: str) -> None:
     code = "import sys; from kvasir.cli import main; sys.exit(main(['top', '--interval', '0.2']))"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     run = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs
-    )
+        [sys.executable, "-c", code], cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
+    )  # fmt: skip
     os.close(theirs)
     asking = threading.Thread(
         target=requests.post,
@@ -266,7 +268,7 @@ def test_top_in_a_terminal(there: str) -> None:
     while b"mead:latest" not in seen or b"TOKENS/S" not in seen:
         assert time.monotonic() - start < 30, seen
         seen += os.read(ours, 65536)
-    run.send_signal(2)
+    run.send_signal(signal.SIGINT)
     while True:
         try:
             piece = os.read(ours, 65536)

@@ -51,7 +51,7 @@ def test_what_passes_is_counted() -> None:
     assert value(found, "kvasir_request_errors_total", kind="UsageError", **mead) == 1
     assert value(found, "vllm:time_to_first_token_seconds_count", **mead) == 3
     assert value(found, "vllm:inter_token_latency_seconds_count", **mead) == 4
-    assert value(found, "vllm:inter_token_latency_seconds_sum", **mead) >= 0.04
+    assert value(found, "vllm:inter_token_latency_seconds_sum", **mead) > 0
     assert value(found, "vllm:inter_token_latency_seconds_bucket", le="+Inf", **mead) == 4
     assert value(found, "vllm:request_decode_time_seconds_sum", **mead) == 1.5
     assert value(found, "vllm:prefix_cache_queries_total", **mead) == 11
