@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from starlette.applications import Starlette
 
 from kvasir.api.house import House
 from kvasir.api.keys import Keyring, add_key, remove_key
-from kvasir.api.server import application
+from kvasir.api.server import application, server
 from tests.wire.fake import FakeModel, FakeModels
 from tests.wire.real import real_server
 from tests.wire.test_server import models_folder, serving
@@ -100,6 +102,18 @@ def test_a_page_of_an_allowed_origin_may_read_the_refusal_and_ask_first(ring: Ke
         assert r.status_code == 204 and "authorization" in r.headers["access-control-allow-headers"]
         r = requests.post(f"{url}/api/chat", headers=origin, json={})
         assert r.status_code == 401 and r.headers["access-control-allow-origin"] == origin["Origin"]
+
+
+def test_a_key_in_the_address_is_kept_out_of_the_log(
+    ring: Keyring, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = add_key(ring.path, "a")
+    monkeypatch.setattr("tests.wire.test_server.server", partial(server, access_log=True))
+    with serving(FakeModel(), keyring=ring) as url:
+        caplog.set_level(logging.INFO, "uvicorn.access")
+        for path in (f"/v1beta/models?key={key}", f"/v1beta/models?pageSize=5&key={key}"):
+            assert requests.get(url + path).status_code == 200
+    assert "pageSize=5" in caplog.text and key not in caplog.text
 
 
 def test_keys_come_and_go_while_it_runs(tmp_path: Path) -> None:
