@@ -20,13 +20,18 @@ $(VENV)/installed: $(BIN)/python $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
+# The packages of an extra of pyproject.toml, without building the extension again.
+extra = $(BIN)/python -c 'import tomllib as t; \
+  print(*t.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
+  | $(BIN)/pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+
 $(VENV)/tested: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(call extra,test)
 	@touch $@
 
 $(VENV)/compared: $(VENV)/tested
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	$(call extra,parity)
 	@touch $@
 
 run: $(VENV)/installed  ## make the environment, build, and have the built-in model answer
