@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any, Literal
 
 from kvasir.sampling import SamplingParams
@@ -170,6 +171,12 @@ class Embedding:
     values: list[float]
     n_tokens: int
     n_truncated: int = 0
+
+
+def normalized(values: list[float]) -> list[float]:
+    """An embedding [D] at length one; zeros stay."""
+    length = sqrt(sum(v * v for v in values))
+    return [v / length for v in values] if length > 0 else values
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Source: Ollama's API types (api/types.go) and its handlers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +17,7 @@ from kvasir.api.loaded import Loaded
 from kvasir.api.ollama import keep_alive
 from kvasir.api.options import parse_options
 from kvasir.api.words import json_name
+from kvasir.chat import normalized
 from kvasir.errors import UsageError
 
 MAX_INPUTS = 10_000
@@ -108,12 +108,6 @@ def parse_embeddings(raw: bytes) -> EmbedAsked:
         legacy=True,
         warnings=(*unknown(values, EmbeddingsBody), *_idle(body.options)),
     )
-
-
-def normalized(values: list[float]) -> list[float]:
-    """`values` at length one; zeros stay."""
-    length = sqrt(sum(v * v for v in values))
-    return [v / length for v in values] if length > 0 else values
 
 
 def _named(model: str | None) -> str:

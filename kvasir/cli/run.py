@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvasir.api.ollama_embed import normalized
 from kvasir.api.options import NUMBERS, Options, over_defaults, parse_options
-from kvasir.chat import ChatRequest, Message
+from kvasir.chat import ChatRequest, Message, normalized
 from kvasir.cli.answer import answer, sum_up
 from kvasir.cli.parser import Parser
 from kvasir.cli.terminal import Waiting, Writer, width_of

@@ -14,7 +14,7 @@ from kvasir.api.gemini.request import camelled, model_of
 from kvasir.api.gemini.turns import plain_text
 from kvasir.api.loaded import Loaded
 from kvasir.api.ollama import keep_alive
-from kvasir.api.ollama_embed import normalized
+from kvasir.chat import normalized
 from kvasir.errors import UsageError
 
 MAX_REQUESTS = 2048

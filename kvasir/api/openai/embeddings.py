@@ -6,7 +6,6 @@ import base64
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from kvasir.api.openai import wishes
 from kvasir.api.openai.completions import Prompt, prompts_of
 from kvasir.api.openai.parts import encode, name_of
 from kvasir.api.words import short
+from kvasir.chat import normalized
 from kvasir.errors import UsageError
 
 
@@ -59,7 +59,7 @@ class Called:
 
     def _vector(self, values: Sequence[float]) -> Any:
         cut = list(values[: self.dimensions])
-        made = unit(cut) if self.normalize else cut
+        made = normalized(cut) if self.normalize else cut
         if not self.as_base64:
             return made
         return base64.b64encode(array("f", made).tobytes()).decode()
@@ -87,9 +87,3 @@ def parse(sent: Sent) -> Called:
         keep_alive_s=None if body.keep_alive is None else ollama.keep_alive(body.keep_alive),
         warnings=wishes.told(values, Body),
     )
-
-
-def unit(vector: Sequence[float]) -> list[float]:
-    """The vector at length 1; zeros stay."""
-    length = sqrt(sum(x * x for x in vector))
-    return [x / length for x in vector] if length else list(vector)

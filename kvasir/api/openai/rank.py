@@ -17,12 +17,11 @@ from kvasir.api.body import decode, typed
 from kvasir.api.face import Sent
 from kvasir.api.loaded import Loaded
 from kvasir.api.openai import wishes
-from kvasir.api.openai.embeddings import unit
 from kvasir.api.openai.labels import Question, Reader, request
 from kvasir.api.openai.messages import text_of
 from kvasir.api.openai.parts import JSON, Stamp, broken, encode, name_of
 from kvasir.api.words import json_name
-from kvasir.chat import ChatRequest, Event
+from kvasir.chat import ChatRequest, Event, normalized
 from kvasir.errors import KvasirError, UsageError
 
 MAX_PAIRS = 1024
@@ -82,7 +81,7 @@ class Asked:
             return Reply(asked, stamp, Reader([ids for _, ids in self._made(model)]))
         texts = list(dict.fromkeys(text for pair in self.pairs for text in pair))
         found = dict(zip(texts, model.embeddings(texts, self.truncate), strict=True))
-        vectors = {text: unit(each.values) for text, each in found.items()}
+        vectors = {text: normalized(each.values) for text, each in found.items()}
         cosines = [sum(a * b for a, b in zip(vectors[x], vectors[y], strict=True)) for x, y in self.pairs]
         return Reply(asked, stamp, None, cosines, sum(each.n_tokens for each in found.values()))
 
