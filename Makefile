@@ -58,7 +58,8 @@ bench: $(VENV)/tested  ## decode, prefill and start-up on this machine, with the
 	$(BIN)/python bench/decode.py
 	$(BIN)/python bench/prefill.py
 
-parity: $(VENV)/compared  ## compare with transformers live, and make the golden files anew (installs torch)
+parity: $(VENV)/compared  ## compare with transformers live, make golden files, test the CUDA backend (torch)
+	$(BIN)/python -m pytest tests/cuda
 	$(BIN)/python -m tests.parity.make
 
 golden: $(VENV)/tested  ## write the golden plans anew

@@ -1,0 +1,1 @@
+"""What the CUDA backend computes with: `face` says what there is, `torch_ops` gives it in plain torch."""
