@@ -23,7 +23,7 @@ $(VENV)/installed: $(BIN)/python $(NATIVE)
 # The packages of an extra of pyproject.toml, without building the extension again.
 extra = $(BIN)/python -c 'import tomllib as t; \
   print(*t.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
-  | $(BIN)/pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+  | $(or $(2),$(BIN)/pip) install --quiet --disable-pip-version-check --requirement /dev/stdin
 
 $(VENV)/tested: $(VENV)/installed
 	$(call extra,test)
@@ -49,7 +49,13 @@ format: $(VENV)/tested  ## format the Python files
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clients: $(VENV)/tested  ## fetch npm's ollama (needs node) and run the tests of all clients
+# LiteLLM needs an older client of OpenAI than the tests, so these have an environment of their own.
+.clients/venv/made: pyproject.toml $(BIN)/python
+	$(BIN)/python -m venv .clients/venv
+	$(call extra,clients,.clients/venv/bin/pip)
+	@touch $@
+
+clients: $(VENV)/tested .clients/venv/made  ## fetch npm's ollama (needs node), LiteLLM and lm-eval (1 GB), run the clients' tests
 	npm install --silent --prefix .clients ollama
 	$(BIN)/python -m pytest tests/wire
 

@@ -12,7 +12,12 @@ import pytest
 os.environ.setdefault("KVASIR_CACHE_DISK_GB", "0")
 
 # The second: instructions of the processor.
-MAY_LACK = ("could not import 'torch'", "this machine runs", "npm's client is not here")
+MAY_LACK = (
+    "could not import 'torch'",
+    "this machine runs",
+    "npm's client is not here",
+    "these clients are not",
+)
 
 
 @pytest.hookimpl(wrapper=True)

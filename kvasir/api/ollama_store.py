@@ -155,7 +155,7 @@ class Store:
         try:
             known = await self._house.in_thread(lambda: resolve(name, self._house.aliases))
         except KvasirError:
-            return unsupported(request, NO_PULL, stream)
+            return fault_response(request.url.path, Fault(501, NO_PULL))
         if not stream:
             return json_response({"status": "success"})
         lines = (f"{known} is here already", "success")
@@ -163,21 +163,14 @@ class Store:
         return Response(body, media_type=ollama.NDJSON)
 
     async def push(self, request: Request) -> Response:
-        _, stream = ollama_models.parse_name(await read_body(request))
-        return unsupported(request, NO_PUSH, stream)
+        ollama_models.parse_name(await read_body(request))
+        return fault_response(request.url.path, Fault(501, NO_PUSH))
 
     async def status(self, request: Request) -> Response:
         return json_response({"cloud": {"disabled": True, "source": "config"}})
 
     async def no_accounts(self, request: Request) -> Response:
         return fault_response(request.url.path, Fault(501, NO_ACCOUNTS))
-
-
-def unsupported(request: Request, text: str, stream: bool) -> Response:
-    """What cannot be done here, in the shape in which progress would come."""
-    if not stream:
-        return fault_response(request.url.path, Fault(501, text))
-    return Response(ollama.error_body(text) + b"\n", 501, media_type=ollama.NDJSON)
 
 
 async def pieces(request: Request) -> AsyncIterator[bytes]:

@@ -70,6 +70,7 @@ TABLE: dict[str, Row] = {
     "/v1/systemone": ("How likely each of several labels is", decisions.SystemoneBody, ""),
     "/tokenize": ("The tokens of a text", tokens.TokenizeBody, ""),
     "/detokenize": ("The text of tokens", tokens.DetokenizeBody, ""),
+    "/tokenizer_info": ("The marks and the chat template of a model", None, ""),
     "/v1/load_lora_adapter": ("Loads an adapter", adapters.LoadWish, TEXT),
     "/v1/unload_lora_adapter": ("Unloads an adapter", adapters.UnloadWish, TEXT),
 }

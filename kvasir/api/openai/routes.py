@@ -49,6 +49,7 @@ def routes(house: House) -> list[Route]:
         Route("/v1/responses/{id}", paths.response, methods=["GET", "DELETE"]),
         *(Route(path, house.asking(parse), methods=["POST"]) for path, parse in ASKS.items()),
         *(Route(path, house.calling(parse), methods=["POST"]) for path, parse in CALLS.items()),
+        Route("/tokenizer_info", house.calling(tokens.parse_describe)),
         Route("/v1/models", paths.models),
         Route("/v1/models/{name:path}", paths.model),
         Route("/health", paths.health),

@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize, as vLLM has them."""
+"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from kvasir.api.openai.completions import prompts_of
 from kvasir.api.openai.messages import WireMessage, messages_of, tools_of
 from kvasir.api.openai.parts import encode
 from kvasir.chat import ChatRequest
+from kvasir.checkpoint.open import open_checkpoint
 from kvasir.errors import UsageError
+from kvasir.runner.prompt import template_source, tokenizer_of
 from kvasir.sampling import SamplingParams
 
 
@@ -67,6 +69,28 @@ class Detokenize:
 
     def answer(self, model: Loaded, load_s: float) -> bytes:
         return encode({"prompt": model.spell(self.tokens).text if self.tokens else ""})
+
+
+@dataclass(frozen=True)
+class Describe:
+    """What a program must know that cuts texts into tokens as the model does."""
+
+    model: str
+    keep_alive_s: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def answer(self, model: Loaded, load_s: float) -> bytes:
+        checkpoint = open_checkpoint(model.info.path)
+        tokenizer = tokenizer_of(checkpoint)
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+        marks = {name: None if id is None else tokenizer.piece(id) for name, id in ids.items()}
+        found = {"tokenizer_class": "kvasir", "model_max_length": model.info.context, **marks}
+        return encode({**found, "chat_template": template_source(checkpoint)})
+
+
+def parse_describe(sent: Sent) -> Describe:
+    """What GET /tokenizer_info asks for; the model may stand in the query."""
+    return Describe(sent.query.get("model", ""))
 
 
 def parse_tokenize(sent: Sent) -> Tokenize:
