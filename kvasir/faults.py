@@ -28,6 +28,8 @@ POINTS = {
     "runner.prefill": "before each step in which some answer has no token yet",
     "runner.decode": "before each step in which every answer has one",
     "runner.embed": "before texts are embedded",
+    "runner.grammar": "before a form that answers must have is made ready for the vocabulary",
+    "runner.mask": "before the tokens are worked out that a constrained answer may take next",
     "runner.send": "before each frame that the process sends to the server",
     "cache.write": "in the middle of each block that is written to disk",
     "cache.read": "before each block that is read from disk",

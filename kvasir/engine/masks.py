@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from kvasir import faults
 from kvasir.backends.base import Floats
 from kvasir.engine.scheduler import Part
 from kvasir.engine.sequence import Sequence
@@ -51,6 +52,7 @@ def permit(logits: Floats, bars: Floats, unwanted: Collection[int]) -> None:
 
 
 def _bars(guide: Guide, drafts: Items[int]) -> list[Floats]:
+    faults.reach("runner.mask")
     return [bars_of(allowed) for allowed in guide.along(drafts)]
 
 

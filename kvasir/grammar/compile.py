@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from kvasir import faults
 from kvasir.errors import CapacityError, UsageError
 from kvasir.grammar.gbnf import lark_of
 from kvasir.grammar.guide import Ends, Guide, reason
@@ -114,6 +115,7 @@ class Grammars:
         return made
 
     def _compile(self, constraint: Constraint) -> Any:
+        faults.reach("runner.grammar")
         source = source_of(constraint)
         ours = constraint.kind in ("json", "choice")
         if fault := "" if ours else self._checker.fault(source):

@@ -13,25 +13,36 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import Spread, line, machine
-from tests.faults.scene import LONG, N_STREAMS, Scene, ended_at, fault, scene, write_models
+from kvasir.runner.client import ModelProcess
+from tests.faults.scene import LONG, N_STREAMS, Client, Scene, ended_at, fault, scene, write_models
 
 TOLD_S, REPLACED_S = 1.0, 10.0
 SPECS = (
-    "runner.tokens:17:kill", "runner.prefill:5:kill", "runner.prefill:40:kill", "runner.decode:300:kill",
-    "runner.decode:1500:kill", "runner.send:40:kill", "runner.step:700:segv", "kill -9",
-    "runner.decode:300:stop", "runner.decode:300:hang", "cache.write:20:kill",
+    "runner.tokens:17:kill", "runner.prefill:30:kill", "runner.prefill:40:kill", "runner.decode:300:kill",
+    "runner.decode:1500:kill", "runner.grammar:9:kill", "runner.mask:2000:kill", "cache.write:20:kill",
+    "kill -9", "runner.send:40:kill", "runner.step:700:segv", "runner.decode:1000:stop",
+    "runner.decode:1000:hang",
 )  # fmt: skip
 
 
-def once(stage: Scene, spec: str, alone: str) -> tuple[float, float]:
-    """Seconds from the process's end (from its standing still, for stop and hang) until the last client was
-    told, and seconds of the next request.
+@dataclass(frozen=True)
+class Seen:
+    """How often clients were told, and the seconds from the process's end (from its standing still, for stop
+    and hang) until the last of them was, and of the next request.
     """
+
+    n_told: int
+    told_s: float
+    next_s: float
+
+
+def once(stage: Scene, spec: str, alone: str) -> Seen:
+    """One fault with the streams open."""
     stage.unload("one")
     outside, writes = spec == "kill -9", spec.startswith("cache.")
     os.environ["KVASIR_CACHE_DISK_GB"] = "1" if writes else "0"
@@ -39,29 +50,54 @@ def once(stage: Scene, spec: str, alone: str) -> tuple[float, float]:
         process = stage.process("one")
     ends: list[float] = []
     other = stage.ask("two", "b", 600)
-    prompt = LONG if "prefill" in spec else "a"
-    clients = [stage.ask("one", f"{n}{prompt}", 8000, stream=n % 4 > 0) for n in range(N_STREAMS)]
+    clients = crowd(stage, spec)
     if writes:  # a pinned prompt goes to disk at once
         clients.append(stage.ask("one", f"{time.monotonic()}{LONG}", 8000, pin=True))
     stands_still = "stop" in spec or "hang" in spec
-    if not stands_still:
-        threading.Thread(target=lambda: ends.append(ended_at(process.pid)), daemon=True).start()
     if outside or stands_still:
         while process.pulse.n_running < N_STREAMS:
+            assert process.alive, "it stood still before all streams were open"
             time.sleep(0.002)
         ends.append(time.monotonic())
     if outside:
         os.kill(process.pid, signal.SIGKILL)
-    for client in clients:
-        client.wait()
-    there = [client for client in clients if client.sent_at < ends[0]]  # the others met the next process
-    for client in there:
+    elif not stands_still:
+        ends.append(ended_at(process.pid))
+    told = told_of(stage, process, clients)
+    for client in told:
         assert "the process of one:latest ended" in client.error, client
-    told_s = max(client.ended_at for client in there) - ends[0]
+    assert len(told) == len(clients) or not (outside or stands_still), "some were not told"
+    told_s = max(client.ended_at for client in told) - ends[0]
     assert other.wait().done and other.text == alone, "another model's answer changed"
     begin = time.monotonic()
     assert stage.answer("one", "c", 5)
-    return told_s, time.monotonic() - begin
+    return Seen(len(told), told_s, time.monotonic() - begin)
+
+
+def crowd(stage: Scene, spec: str) -> list[Client]:
+    """Clients of all kinds that ask for long answers, each something else."""
+    prompt = LONG if "prefill" in spec else "a"
+    constrained = "grammar" in spec or "mask" in spec
+    forms = [{"type": "string", "minLength": 3000 + n} if constrained else None for n in range(N_STREAMS)]
+    return [stage.ask("one", f"{n}{prompt}", 8000, n % 4 > 0, form=form) for n, form in enumerate(forms)]
+
+
+def told_of(stage: Scene, ended: ModelProcess, clients: list[Client]) -> list[Client]:
+    """Those who were told of the end of a process, all but those whom the next process serves: they came when
+    the first was gone.  These leave.
+    """
+    end = time.monotonic() + 60
+    while late := [client for client in clients if client.is_open]:
+        assert time.monotonic() < end, f"{len(late)} clients were neither told nor served"
+        others = [m for m in stage.models.loaded() if m.alive and m is not ended]
+        served = [m.pulse for m in others if m.info.name == "one:latest"]
+        if sum(pulse.n_running for pulse in served) == len(late):
+            break
+        time.sleep(0.01)
+    for client in late:
+        client.leave()
+    told = [client for client in clients if client not in late]
+    return [client for client in told if not client.done]
 
 
 def main() -> int:
@@ -77,13 +113,14 @@ def main() -> int:
         write_models(Path(folder))
         os.environ |= {"KVASIR_MODELS": folder, "XDG_CACHE_HOME": folder}
         print(f"{N_STREAMS} streams open, {args.times} times each\n{line(machine())}\n")
-        print("| fault | last client told after, s | next request took, s |\n|---|---|---|")
+        print("| fault | clients told | the last after, s | next request took, s |\n|---|---|---|---|")
         with scene() as stage:
             alone = stage.answer("two", "b", 600)
             for spec in args.spec or SPECS:
                 found = [once(stage, spec, alone) for _ in range(args.times)]
-                told, following = (Spread.of(column) for column in zip(*found, strict=True))
-                print(f"| {spec} | {told} | {following} |", flush=True)
+                told, following = Spread.of([s.told_s for s in found]), Spread.of([s.next_s for s in found])
+                n_told = Spread.of([s.n_told for s in found])
+                print(f"| {spec} | {n_told.low} to {n_told.high} | {told} | {following} |", flush=True)
                 late |= told.high > (REPLACED_S if spec.endswith(("stop", "hang")) else TOLD_S)
     if late:
         print("somebody was told too late")

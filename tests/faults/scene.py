@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ class Client:
     n_tokens: int
     stream: bool = True
     pin: bool = False
+    form: object = None
     status: int = 0
     pieces: list[str] = field(default_factory=list)
     error: str = ""
@@ -45,10 +47,23 @@ class Client:
     ended_at: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     thread: threading.Thread | None = None
+    connection: http.client.HTTPConnection | None = None
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def is_open(self) -> bool:
+        assert self.thread
+        return self.thread.is_alive()
+
+    def leave(self) -> None:
+        """Closes the connection, and waits until the client has seen it."""
+        with suppress(OSError):
+            if self.connection and self.connection.sock:
+                self.connection.sock.shutdown(socket.SHUT_RDWR)
+        self.wait()
 
     def wait(self, wait_s: float = 60.0) -> Client:
         assert self.thread
@@ -66,10 +81,11 @@ class Scene:
     connections: set[http.client.HTTPConnection] = field(default_factory=set)
 
     def ask(
-        self, model: str, prompt: str = "a", n_tokens: int = 8, stream: bool = True, pin: bool = False
-    ) -> Client:
+        self, model: str, prompt: str = "a", n_tokens: int = 8, stream: bool = True, pin: bool = False,
+        form: object = None,
+    ) -> Client:  # fmt: skip
         """Sends a request from a thread of its own."""
-        client = Client(model, prompt, n_tokens, stream, pin)
+        client = Client(model, prompt, n_tokens, stream, pin, form)
         client.thread = threading.Thread(target=self._run, args=(client,), daemon=True)
         client.thread.start()
         return client
@@ -103,11 +119,11 @@ class Scene:
         return http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
 
     def _run(self, client: Client) -> None:
-        connection = self._connect()
+        connection = client.connection = self._connect()
         try:
             options = {"temperature": 0, "num_predict": client.n_tokens, "num_ctx": 32768}
             body = {"model": client.model, "prompt": client.prompt, "raw": True, "options": options}
-            body |= {"stream": client.stream, "pin": client.pin}
+            body |= {"stream": client.stream, "pin": client.pin, "format": client.form}
             connection.request("POST", "/api/generate", json.dumps(body))
             client.sent_at = time.monotonic()
             response = connection.getresponse()
