@@ -226,6 +226,10 @@ class Disk:
         loads = (*self._loads, *self._late)
         return [self._held, *([*ld.blocks, *(node.block for node in ld.path)] for ld in loads)]
 
+    def slots(self) -> list[int]:
+        """The places of recurrent states that are being read."""
+        return [load.slot for load in (*self._loads, *self._late) if load.slot >= 0]
+
     # -- from memory to disk --------------------------------------------------------------------------
 
     def leaving(self, node: Node) -> None:

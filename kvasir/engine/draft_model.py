@@ -11,7 +11,7 @@ import numpy as np
 from kvasir.backends.base import BLOCK, Batch, Floats, Program
 from kvasir.engine import sequence as seq
 from kvasir.engine.blocks import BlockPool
-from kvasir.errors import UsageError
+from kvasir.errors import Bug
 from kvasir.sampling import uniform
 
 CATCH_UP = (
@@ -22,11 +22,17 @@ FORGET = 0.1
 
 @dataclass
 class _Track:
-    """What the draft model's cache holds of one sequence.  Mutable."""
+    """What the draft model's cache holds of one sequence.  Mutable.
+
+    A recurrent state takes no row back: `saved` is the slot of that after the first `n_saved` tokens.
+    """
 
     tokens: list[int] = field(default_factory=list)
     n_agreed: int = 0
     blocks: list[int] = field(default_factory=list)
+    slot: int = -1
+    saved: int = -1
+    n_saved: int = 0
 
     def agree(self, tokens: list[int]) -> None:
         """Drops guesses that did not come true.  At least one of `tokens` stays to be computed."""
@@ -34,6 +40,9 @@ class _Track:
         while n < most and self.tokens[n] == tokens[n]:
             n += 1
         n = min(n, most)
+        if n < len(self.tokens) and self.slot >= 0:
+            n = min(n, self.n_saved)
+            self.slot, self.saved = self.saved, self.slot
         del self.tokens[n:]
         self.n_agreed = n
 
@@ -46,12 +55,9 @@ class ModelDrafter:
     """
 
     def __init__(self, program: Program):
-        if any(s.kind == "slot" for s in program.plan.states.values()):
-            raise UsageError(
-                f"{program.plan.name} keeps a recurrent state, which cannot take back a wrong guess",
-                hint="choose a draft model with attention alone",
-            )
         self.program, self.pool = program, BlockPool(program.memory.n_blocks)
+        self._slotted = any(s.kind == "slot" for s in program.plan.states.values())
+        self._slots = list(range(program.memory.n_slots)) if self._slotted else []
         self.cost_s = 0.0
         self._tracks: dict[seq.Sequence, _Track] = {}
 
@@ -72,6 +78,9 @@ class ModelDrafter:
             if len(track.tokens) + len(pending) == len(sequence.tokens):
                 going.append((sequence, count))
         logits = self._compute(rows) if rows else []
+        for sequence, count in going:
+            if count > 1 and self._slotted:
+                self._save(self._tracks[sequence])
         last = {id(track): row for (track, _), row in zip(rows, logits, strict=True)}
         while going:
             rows = []
@@ -97,15 +106,30 @@ class ModelDrafter:
         """Frees what was kept for it."""
         if track := self._tracks.pop(sequence, None):
             self.pool.give_back(track.blocks)
+            self._slots += [slot for slot in (track.slot, track.saved) if slot >= 0]
 
     def check(self) -> None:
-        """Raises Bug unless every block is accounted for."""
+        """Raises Bug unless every block is accounted for, and every place of a recurrent state."""
         self.pool.check(t.blocks for t in self._tracks.values())
+        used = [slot for t in self._tracks.values() for slot in (t.slot, t.saved) if slot >= 0]
+        if self._slotted and sorted([*self._slots, *used]) != list(range(self.program.memory.n_slots)):
+            raise Bug(f"recurrent states of the draft model are not accounted for: {used} in use")
+
+    def _save(self, track: _Track) -> None:
+        """Keeps its state before guesses are added to it."""
+        self.program.copy_slot(track.slot, track.saved)
+        track.n_saved = len(track.tokens)
 
     def _hold(self, track: _Track, n_tokens: int) -> bool:
-        """Blocks for so many tokens; False if there are none, or the model cannot read so far."""
+        """Blocks for so many tokens, and places for states; False if there are none, or the model cannot read
+        so far.
+        """
         if n_tokens > (self.program.plan.context or n_tokens):
             return False
+        if self._slotted and track.slot < 0:
+            if len(self._slots) < 2:
+                return False
+            track.slot, track.saved = self._slots.pop(), self._slots.pop()
         taken = self.pool.take(max(0, -(-n_tokens // BLOCK) - len(track.blocks)))
         track.blocks += taken or []
         return taken is not None
@@ -133,7 +157,7 @@ class ModelDrafter:
                 ),
                 starts=starts,
                 blocks=blocks,
-                slots=np.full(len(rows), -1, np.int32),
+                slots=np.array([track.slot for track, _ in rows], np.int32),
                 logit_rows=(starts[1:] - 1).astype(np.int32),
             )
         )

@@ -87,10 +87,14 @@ def _key(tokens: list[int]) -> int:
 class Speculation:
     """How many drafts each sequence gets: as many as pay by its measured acceptance and the measured cost of
     rows.  Mutable.
+
+    A recurrent state takes no rows back: it is copied before, and after a wrong guess the rows that were
+    right are computed again.  `save_s`: what the copy takes, from experience; 0 where there is none.
     """
 
     def __init__(self, drafter: Drafter, cost: StepCost):
         self.drafter, self.cost = drafter, cost
+        self.save_s = 0.0
         self._acceptance: dict[seq.Sequence, float] = {}
         self._quiet: dict[seq.Sequence, int] = {}
 
@@ -102,6 +106,9 @@ class Speculation:
             most = min(MOST, sequence.most_drafts)
             while wanted[i] < most and self._pays(rate ** (wanted[i] + 1), n_rows, sum(wanted), len(wanted)):
                 wanted[i] += 1
+            others = n_rows + sum(wanted) - wanted[i]
+            while self.save_s and wanted[i] and not self._saving_pays(rate, wanted[i], others, len(wanted)):
+                wanted[i] -= 1
             if not wanted[i] and most > 0:
                 quiet = self._quiet[sequence] = self._quiet.get(sequence, 0) + 1
                 wanted[i] = int(quiet % RETRY_TOKENS == 0)
@@ -113,6 +120,17 @@ class Speculation:
         if not now:
             return n_drafts < 2 * n_sequences
         return chance > MARGIN * n_sequences * max((more + self.drafter.cost_s) / now - 1, 0.0)
+
+    def _saving_pays(self, rate: float, n_drafts: int, n_rows: int, n_sequences: int) -> bool:
+        """Whether so many drafts of one sequence are worth a copy of its state, and rows computed twice."""
+        now, more = self.cost.predict(n_rows), self.cost.predict(n_rows + n_drafts)
+        gain = sum(rate**n for n in range(1, n_drafts + 1))
+        rows_s = max(more - now, 0.0) * (2 - rate**n_drafts) + n_drafts * self.drafter.cost_s
+        return not now or gain > MARGIN * n_sequences * (rows_s + self.save_s) / now
+
+    def saved(self, seconds: float) -> None:
+        """A state was copied in so many seconds."""
+        self.save_s += FORGET * (min(seconds, 2 * self.save_s) - self.save_s) if self.save_s else seconds
 
     def verdict(self, sequence: seq.Sequence, n_drafted: int, n_accepted: int) -> None:
         """What became of a sequence's drafts in a step: the first `n_accepted` of them were right."""

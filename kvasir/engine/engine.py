@@ -63,7 +63,7 @@ class Engine:
         drafter: Drafter | Literal["ngram"] | None = "ngram",
         disk: Disk | None = None,
     ):
-        slotted = any(s.kind == "slot" for s in program.plan.states.values())
+        slotted = self._slotted = any(s.kind == "slot" for s in program.plan.states.values())
         memory = program.memory
         self.program = program
         self.eos_ids = frozenset(i for i in eos_ids if i < self.n_vocab)
@@ -81,8 +81,8 @@ class Engine:
             disk,
         )
         self.speculation: Speculation | None = None
-        # A recurrent state cannot take back the rows of a wrong guess.
-        if drafter is not None and not slotted:
+        self._saved = dict[Sequence, int]()  # slots of states before the guesses of the step under way
+        if drafter is not None:
             self.speculation = Speculation(NgramDrafter() if isinstance(drafter, str) else drafter, self.cost)
 
     @property
@@ -208,9 +208,23 @@ class Engine:
         parts = self._with_drafts(parts)
         counts = [p.n_logits for p in parts]
         masks = self.masks.start(parts)  # computed while the step runs
-        begun = perf_counter()
-        output = self.program.step(self._batch(parts))
-        self.cost.observe(sum(p.n_rows for p in parts), perf_counter() - begun)
+        try:
+            begun = perf_counter()
+            output = self.program.step(self._batch(parts))
+            self.cost.observe(sum(p.n_rows for p in parts), perf_counter() - begun)
+            found = self._taken(parts, counts, output, masks)
+        finally:
+            for slot in self._saved.values():
+                self.scheduler.radix.give_slot(slot)
+            self._saved.clear()
+        self.totals.stepped(sum(p.n_rows for p in parts), len(found), perf_counter() - started)
+        return found
+
+    def _taken(
+        self, parts: list[Part], counts: list[int], output: Floats,
+        masks: dict[Sequence, Future[list[Floats]]],
+    ) -> list[Token]:  # fmt: skip
+        """What the rows of a step give: `counts` of them are each part's."""
         found, first = list[Token](), 0
         for part, n_logits in zip(parts, counts, strict=True):
             rows, first = output[first : first + n_logits], first + n_logits
@@ -223,12 +237,15 @@ class Engine:
                 )
             if part.sequence.finished is None:
                 self._keep(part.sequence)
-        self.totals.stepped(sum(p.n_rows for p in parts), len(found), perf_counter() - started)
         return found
 
     def _with_drafts(self, parts: list[Part]) -> list[Part]:
-        """The parts, with guesses after those that have one pending token and may profit from them."""
-        able = [p.sequence for p in parts if p.sequence.n_pending == 1 and p.sequence.most_drafts > 0]
+        """The parts, with guesses after those that give a token and may profit from them."""
+        able = [
+            p.sequence
+            for p in parts
+            if p.sequence.is_decoding and p.count == p.sequence.n_pending and p.sequence.most_drafts > 0
+        ]
         if not self.speculation or not able:
             return parts
         counts = self.speculation.counts(able, sum(p.count for p in parts))
@@ -241,7 +258,23 @@ class Engine:
                 wanted.append((sequence, room))
         guesses = self.speculation.drafter.propose(wanted)
         drafts = {s: s.allowed(g)[:n] for (s, n), g in zip(wanted, guesses, strict=True)}
+        if self._slotted:
+            drafts = {s: d for s, d in drafts.items() if d and self._save(s)}
         return [replace(p, drafts=drafts.get(p.sequence, ())) for p in parts]
+
+    def _save(self, sequence: Sequence) -> bool:
+        """Keeps its recurrent state, which takes no row back, for the case that a guess is wrong; False if
+        there is no place for it.
+        """
+        slot = self.scheduler.radix.take_slot()
+        if slot is None:
+            return False
+        self._saved[sequence] = slot
+        begun = perf_counter()
+        self.program.copy_slot(sequence.slot, slot)
+        if self.speculation:
+            self.speculation.saved(perf_counter() - begun)
+        return True
 
     def _verify(self, part: Part, rows: Floats, masks: Future[list[Floats]] | None) -> list[Token]:
         """The tokens that the rows of a part give: one after the known tokens, and one after each draft as
@@ -262,6 +295,8 @@ class Engine:
             right = len(found) - 1
             sequence.drafted(len(part.drafts), right)
             self.speculation.verdict(sequence, len(part.drafts), right)
+            if right < len(part.drafts) and sequence in self._saved and not found[-1].finished:
+                self._saved[sequence] = sequence.rewind(self._saved[sequence], part.count + right)
         if found[-1].finished:
             self.finish(sequence, found[-1].finished)
         return found

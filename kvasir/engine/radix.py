@@ -20,6 +20,7 @@ from time import monotonic
 
 from kvasir.backends.base import BLOCK
 from kvasir.engine.blocks import BlockPool
+from kvasir.errors import Bug
 
 Tokens = tuple[int, ...]
 SHARE_S = 600.0
@@ -85,6 +86,7 @@ class Radix:
         self._roots: dict[str, Node] = {}
         self._clock = count(1)
         self._order = count()
+        self._n_slots = n_slots
         self._free_slots = list(range(n_slots - 1, -1, -1))
         self._tenants: dict[str, _Tenant] = {}
 
@@ -236,6 +238,12 @@ class Radix:
             self._tenant(node).snapshots.remove(node)
             self._free_slots.append(node.slot)
             node.slot = -1
+
+    def check_slots(self, used: Sequence[int]) -> None:
+        """Raises Bug unless every slot is free, a snapshot's, or one of those `used`."""
+        kept = [node.slot for tenant in self._tenants.values() for node in tenant.snapshots]
+        if sorted([*self._free_slots, *kept, *used]) != list(range(self._n_slots)):
+            raise Bug(f"recurrent states are not accounted for: {kept} kept, {used} in use")
 
     @property
     def n_slots_free(self) -> int:

@@ -109,13 +109,14 @@ class Scheduler:
             self.radix.unpin_overdue()
         parts: dict[int, Part] = {}
         budget = self.step_tokens
-        decodes = [s for s in self.running if s.n_pending == 1]
-        for sequence in decodes[:budget]:
-            self._give(sequence, 1, parts)
-        budget -= sum(p.count for p in parts.values())
+        for sequence in [s for s in self.running if s.is_decoding]:
+            count = self._chunk(sequence, budget - sum(p.count for p in parts.values()))
+            self._give(sequence, count, parts)
+        n_rows = sum(p.count for p in parts.values())
+        budget -= n_rows
         if parts:
-            budget = min(budget, max(BLOCK, self.cost.rows_within(len(parts), PATIENCE, budget)))
-        for sequence in [s for s in self.running if s.n_pending > 1]:
+            budget = min(budget, max(BLOCK, self.cost.rows_within(n_rows, PATIENCE, budget)))
+        for sequence in [s for s in self.running if not s.is_decoding]:
             budget -= self._give(sequence, self._chunk(sequence, budget), parts)
         while budget > 0 and self._waiting and len(self.running) < self.max_sequences:
             admitted = self._admit_next()
@@ -194,9 +195,11 @@ class Scheduler:
         return sequence.slot, slot
 
     def check(self) -> None:
-        """Raises Bug unless every block is accounted for."""
+        """Raises Bug unless every block is accounted for, and every place of a recurrent state."""
         held = self.disk.held() if self.disk else []
         self.pool.check([*(s.blocks for s in (*self.running, *self.waiting)), self.radix.blocks(), *held])
+        loading = self.disk.slots() if self.disk else []
+        self.radix.check_slots([*(s.slot for s in self.running if s.slot >= 0), *loading])
 
     def room_for_drafts(self, sequence: Sequence, wanted: int) -> int:
         """How many of `wanted` rows after its one pending token have blocks: nobody is preempted for a
@@ -209,7 +212,10 @@ class Scheduler:
             if taken is None:
                 break
             sequence.hold(taken)
-        return max(0, min(wanted, len(sequence.blocks) * BLOCK - len(sequence.tokens)))
+        room = len(sequence.blocks) * BLOCK - len(sequence.tokens)
+        if self._use_slots and self._reuse:  # a step ends where a snapshot can be taken
+            room = min(room, -len(sequence.tokens) % BLOCK)
+        return max(0, min(wanted, room))
 
     # -- letting in ---------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class Sequence:
     n_prompt: int = 0
     n_truncated: int = 0
     n_computed: int = 0
+    n_again: int = 0  # pending tokens that were computed before, beside wrong guesses
     n_preempted: int = 0
     tenant: str = ""
     adapter: str = ""
@@ -62,6 +63,11 @@ class Sequence:
     def n_pending(self) -> int:
         """Tokens it has and has not computed: what a step may be given at most."""
         return len(self.tokens) - self.n_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its next step gives a token, and has few rows."""
+        return self.n_pending == 1 or self.n_again > 0
 
     @property
     def n_generated(self) -> int:
@@ -125,6 +131,16 @@ class Sequence:
 
     def computed(self, count: int) -> None:
         self.n_computed += count
+        self.n_again = 0
+
+    def rewind(self, slot: int, count: int) -> int:
+        """Takes back the last `count` rows: its recurrent state is the one before them, in `slot`.  They are
+        computed again with what comes next.  The slot to give back.
+        """
+        own, self.slot = self.slot, slot
+        self.n_computed -= count
+        self.n_again = self.n_pending
+        return own
 
     def file(self, node: Node) -> None:
         """Its next full block is now that of `node`."""
@@ -167,7 +183,7 @@ class Sequence:
         """Forgets what the cache held; the blocks to give back.  Its tokens stay: it resumes by computing
         them again.
         """
-        self.n_computed = 0
+        self.n_computed = self.n_again = 0
         self.n_preempted += 1
         return self._leave()
 

@@ -565,4 +565,7 @@ def draft_model(name: str, tokenizer: Tokenizer, backend: Backend, memory: Memor
     plan, weights = build(checkpoint)
     if plan.output is None or plan.output.rows == "N":
         raise UsageError(f"{name} is an embedding model and guesses nothing")
-    return ModelDrafter(backend.compile(plan, weights, Memory(memory.n_blocks, 1, memory.kv_format)))
+    own_memory = Memory(
+        memory.n_blocks, 2 * MAX_SEQUENCES, memory.kv_format
+    )  # a state, and one to go back to
+    return ModelDrafter(backend.compile(plan, weights, own_memory))

@@ -12,7 +12,6 @@ from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.drafts import NgramDrafter, Speculation
 from kvasir.engine.engine import Engine
 from kvasir.engine.sequence import Sequence
-from kvasir.errors import UsageError
 from kvasir.sampling import SamplingParams
 from tests.engine.fake import FakeProgram, expected, next_token
 from tests.engine.test_engine import drain, start
@@ -185,6 +184,77 @@ class TestModelDrafter:
             assert sequence.generated == expected([3] * 10, 100)
             assert 0 < sequence.n_accepted < 30
 
-    def test_a_recurrent_draft_is_refused(self):
-        with pytest.raises(UsageError, match="recurrent state"):
-            ModelDrafter(FakeProgram(4, n_slots=2))
+    @pytest.mark.parametrize("n_slots", [3, 40])
+    def test_a_draft_with_a_recurrent_state(self, n_slots: int):
+        def rough(tokens: Tokens[int]) -> int:
+            return next_token(tokens) if len(tokens) % 3 else 2
+
+        drafter, program = ModelDrafter(FakeProgram(90, n_slots=n_slots, law=rough)), FakeProgram(120)
+        engine = on_a_machine(Engine(program, step_tokens=64, drafter=drafter), lambda n: 1 + 0.01 * n)
+        prompts = [[i] * n for i, n in enumerate((3, 300, 40, 1, 17))]
+        sequences = [start(engine, p, SamplingParams(temperature=0, max_tokens=40)) for p in prompts]
+        while engine.has_work:
+            engine.step()
+            drafter.check()
+        for prompt, sequence in zip(prompts, sequences, strict=True):
+            assert sequence.generated == expected(prompt, 40)
+        n_accepted = sum(s.n_accepted for s in sequences)
+        assert 20 < n_accepted < sum(s.n_drafted for s in sequences), "a third of all guesses are wrong"
+        drafter.check()
+
+
+class TestRecurrentStates:
+    """Rows of wrong guesses are taken back from a state too, which only a copy can do."""
+
+    def test_repeating_text_takes_fewer_steps(self):
+        program = FakeProgram(60, n_slots=4, law=cycle)
+        engine = on_a_machine(Engine(program), lambda n: 1 + 0.05 * n)
+        sequence = start(engine, [2], SamplingParams(temperature=0, max_tokens=200))
+        drain(engine)
+        assert sequence.generated == expected([2], 200, cycle)
+        assert len(program.steps) < 90, "a step ends at each border of blocks"
+        metrics = sequence.metrics()
+        assert metrics.n_accepted > 120 and metrics.n_drafted < 1.2 * metrics.n_accepted
+
+    @pytest.mark.parametrize("reuse", [True, False])
+    def test_right_and_wrong_guesses_of_many(self, reuse: bool):
+        def jumpy(tokens: Tokens[int]) -> int:
+            return next_token(tokens) if len(tokens) % 7 == 0 else cycle(tokens)
+
+        program = FakeProgram(90, n_slots=5, law=jumpy)
+        engine = on_a_machine(Engine(program, step_tokens=40, reuse=reuse), lambda n: 1 + 0.01 * n)
+        wish = SamplingParams(temperature=0, max_tokens=90)
+        sequences = [start(engine, [i] * (9 * i + 1), wish) for i in range(8)]
+        while engine.has_work:
+            engine.step()
+            engine.check()
+        for i, sequence in enumerate(sequences):
+            assert sequence.generated == expected([i] * (9 * i + 1), 90, jumpy)
+        assert 50 < sum(s.n_accepted for s in sequences) < sum(s.n_drafted for s in sequences)
+
+    def test_the_next_turn_finds_the_state_of_a_guessed_answer(self):
+        engine = on_a_machine(Engine(FakeProgram(60, n_slots=6, law=cycle)), lambda n: 1 + 0.05 * n)
+        turn = start(engine, [2], SamplingParams(temperature=0, max_tokens=100))
+        drain(engine)
+        assert turn.n_accepted > 50
+        again = start(engine, [*turn.tokens, 5, 6], SamplingParams(temperature=0, max_tokens=5))
+        drain(engine)
+        assert again.n_cached == 96 and again.generated == expected(again.tokens[:103], 5, cycle)
+
+    def test_a_copy_that_costs_more_than_it_saves_is_not_made(self):
+        cost = StepCost()
+        for n in range(1, 40):
+            cost.observe(n, 1 + 0.01 * n)
+        speculation = Speculation(NgramDrafter(), cost)
+        sequence = Sequence([1], SamplingParams(max_tokens=100), 1000, seed=0)
+        assert speculation.counts([sequence], 1)[0] > 3
+        speculation.saved(0.3)
+        assert speculation.counts([sequence], 1)[0] > 3
+        speculation.save_s = 3.0
+        assert speculation.counts([sequence], 1) == [0]
+
+    def test_without_a_place_for_a_copy_nothing_is_guessed(self):
+        engine = on_a_machine(Engine(FakeProgram(60, n_slots=1, law=cycle)), lambda n: 1)
+        sequence = start(engine, [2], SamplingParams(temperature=0, max_tokens=50))
+        drain(engine)
+        assert sequence.generated == expected([2], 50, cycle) and sequence.n_drafted == 0
