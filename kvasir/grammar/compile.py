@@ -19,7 +19,7 @@ from typing import Any
 
 from kvasir import faults
 from kvasir.errors import CapacityError, UsageError
-from kvasir.grammar.gbnf import lark_of
+from kvasir.grammar import lark_of
 from kvasir.grammar.guide import Ends, Guide, reason
 from kvasir.grammar.schema import narrowed
 from kvasir.grammar.thinking import Thinking

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 
 from kvasir.checkpoint.config import Config
@@ -10,33 +12,45 @@ from kvasir.checkpoint.open import Checkpoint
 from kvasir.checkpoint.recipes import Weights, bare, resolve
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import CheckpointError, ModelError
-from kvasir.models.bert import BERT
 from kvasir.models.blocks import Family
-from kvasir.models.gemma import GEMMA2, GEMMA3
-from kvasir.models.gpt_oss import GPT_OSS
-from kvasir.models.llama import LLAMA
-from kvasir.models.mixtral import MIXTRAL
-from kvasir.models.phi3 import PHI3
-from kvasir.models.qwen import QWEN2, QWEN3, QWEN3_MOE
-from kvasir.models.qwen35 import QWEN35
 from kvasir.models.rope import Given
 from kvasir.plan import Plan
 from kvasir.plan.ops import Pooling
 
-# By `architectures` of config.json, and by `general.architecture` of a GGUF file.
-FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": LLAMA, "MistralForCausalLM": LLAMA, "llama": LLAMA,
-    "MixtralForCausalLM": MIXTRAL,
-    "Qwen2ForCausalLM": QWEN2, "qwen2": QWEN2,
-    "Qwen3ForCausalLM": QWEN3, "qwen3": QWEN3,
-    "Qwen3MoeForCausalLM": QWEN3_MOE, "qwen3moe": QWEN3_MOE,
-    "Qwen3_5ForCausalLM": QWEN35, "Qwen3_5ForConditionalGeneration": QWEN35, "qwen35": QWEN35,
-    "Gemma2ForCausalLM": GEMMA2, "gemma2": GEMMA2,
-    "Gemma3ForCausalLM": GEMMA3, "Gemma3ForConditionalGeneration": GEMMA3, "gemma3": GEMMA3,
-    "GptOssForCausalLM": GPT_OSS, "gpt-oss": GPT_OSS,
-    "Phi3ForCausalLM": PHI3, "phi3": PHI3,
-    "BertModel": BERT, "BertForMaskedLM": BERT, "bert": BERT,
+# By `architectures` of config.json and `general.architecture` of a GGUF file: where the family is written.
+_PLACES = {
+    "LlamaForCausalLM": "llama.LLAMA", "MistralForCausalLM": "llama.LLAMA", "llama": "llama.LLAMA",
+    "MixtralForCausalLM": "mixtral.MIXTRAL",
+    "Qwen2ForCausalLM": "qwen.QWEN2", "qwen2": "qwen.QWEN2",
+    "Qwen3ForCausalLM": "qwen.QWEN3", "qwen3": "qwen.QWEN3",
+    "Qwen3MoeForCausalLM": "qwen.QWEN3_MOE", "qwen3moe": "qwen.QWEN3_MOE",
+    "Qwen3_5ForCausalLM": "qwen35.QWEN35", "Qwen3_5ForConditionalGeneration": "qwen35.QWEN35",
+    "qwen35": "qwen35.QWEN35",
+    "Gemma2ForCausalLM": "gemma.GEMMA2", "gemma2": "gemma.GEMMA2",
+    "Gemma3ForCausalLM": "gemma.GEMMA3", "Gemma3ForConditionalGeneration": "gemma.GEMMA3",
+    "gemma3": "gemma.GEMMA3",
+    "GptOssForCausalLM": "gpt_oss.GPT_OSS", "gpt-oss": "gpt_oss.GPT_OSS",
+    "Phi3ForCausalLM": "phi3.PHI3", "phi3": "phi3.PHI3",
+    "BertModel": "bert.BERT", "BertForMaskedLM": "bert.BERT", "bert": "bert.BERT",
 }  # fmt: skip
+
+
+class _Families(Mapping[str, Family]):
+    """The families by architecture; a family's file is loaded when it is first asked for."""
+
+    def __getitem__(self, architecture: str) -> Family:
+        file, _, name = _PLACES[architecture].partition(".")
+        family: Family = getattr(import_module(f"kvasir.models.{file}"), name)
+        return family
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PLACES)
+
+    def __len__(self) -> int:
+        return len(_PLACES)
+
+
+FAMILIES = _Families()
 
 GGUF_FACTORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 

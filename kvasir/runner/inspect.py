@@ -17,7 +17,7 @@ from kvasir.plan import Plan
 from kvasir.runner.prompt import template_source
 from kvasir.store.made import Made, manifest_digest
 from kvasir.store.names import ModelFile, find
-from kvasir.text.gotemplate import jinja_of
+from kvasir.text import jinja_of
 from kvasir.text.infill import has_marks
 
 

@@ -15,7 +15,7 @@ from kvasir.errors import ModelError, UsageError
 from kvasir.parsers.answer import Family
 from kvasir.parsers.families import family_of
 from kvasir.store.made import Made
-from kvasir.text.gotemplate import jinja_of
+from kvasir.text import jinja_of
 from kvasir.text.infill import Infill
 from kvasir.text.template import ChatTemplate, select_template, template_from_folder
 from kvasir.text.tokenizer import Tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import suppress
 
 from kvasir.chat import Event, Finished
 from kvasir.errors import KvasirError
+from kvasir.runner import arriving
 
 
 class Stream:
@@ -32,8 +32,8 @@ class Stream:
         self._events: deque[Event | KvasirError] = deque()
         self._forward: Callable[[Event | KvasirError], None] | None = None
         self._changed = threading.Condition()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self._told = False  # the waiter has been woken and has not slept since
+        self._wake: Callable[[], object] | None = None
+        self._told = False  # who waits has been woken and has not slept since
 
     def cancel(self) -> None:
         """Asks the engine to drop the request and free its cache blocks before its next step."""
@@ -47,11 +47,10 @@ class Stream:
                 return
             self._events.append(event)
             self._changed.notify()
-            if self._waiter and not self._told:
-                loop, flag = self._waiter
+            if self._wake and not self._told:
                 self._told = True
                 with suppress(RuntimeError):  # the consumer's loop is closed: nobody reads this any more
-                    loop.call_soon_threadsafe(flag.set)
+                    self._wake()
 
     def forward(self, take: Callable[[Event | KvasirError], None]) -> None:
         """Calls `take` with what has come and with all that will, on the thread that puts it.  It must not
@@ -72,20 +71,31 @@ class Stream:
                 event = self._events.popleft()
             yield self._take(event)
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        flag = asyncio.Event()
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return arriving(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is more to come."""
+        return self._open > 0
+
+    def wake(self, how: Callable[[], object]) -> None:
+        """Calls `how` when something has come after `poll` found nothing, on the thread that puts it."""
         with self._changed:
-            self._waiter = (asyncio.get_running_loop(), flag)
-        while self._open:
-            with self._changed:
-                event = self._events.popleft() if self._events else None
-                if event is None:
-                    flag.clear()
-                    self._told = False
-            if event is None:
-                await flag.wait()
-            else:
-                yield self._take(event)
+            self._wake = how
+
+    def poll(self, sleeping: Callable[[], None]) -> Event | None:
+        """The next event if it has come.  If not, calls `sleeping` before the next call of what `wake` gave.
+
+        Raises the KvasirError that ended the request.
+        """
+        with self._changed:
+            if not self._events:
+                sleeping()
+                self._told = False
+                return None
+            event = self._events.popleft()
+        return self._take(event)
 
     def _take(self, event: Event | KvasirError) -> Event:
         if isinstance(event, KvasirError):

@@ -19,7 +19,8 @@ from pathlib import Path
 from kvasir.errors import CapacityError, KvasirError, UsageError
 from kvasir.store.blobs import blob_path, blobs_folder, link
 from kvasir.store.files import parts
-from kvasir.store.made import BLOBS, MANIFESTS, Made, read_manifest, write_manifest
+from kvasir.store.made import BLOBS, MANIFESTS, Made
+from kvasir.store.manifests import read_manifest, write_manifest
 from kvasir.store.name import parse_name
 from kvasir.store.names import BUILT_IN, ModelFile, find, listing, manifest_path, manifests, models_folder
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kvasir.errors import CheckpointError, ModelError
 from kvasir.settings import read_settings
-from kvasir.store.made import MANIFESTS, Made, read_manifest
+from kvasir.store import read_manifest
+from kvasir.store.made import MANIFESTS, Made
 from kvasir.store.name import canonical
 
 DATA = Path(__file__).resolve().parent.parent / "data"

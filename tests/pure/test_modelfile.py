@@ -15,7 +15,8 @@ from kvasir.errors import CapacityError, UsageError
 from kvasir.sampling import SamplingParams
 from kvasir.store.blobs import Upload, room
 from kvasir.store.library import tidy
-from kvasir.store.made import Made, Turn, read_manifest, write_manifest
+from kvasir.store.made import Made, Turn
+from kvasir.store.manifests import read_manifest, write_manifest
 from kvasir.store.modelfile import parse_modelfile, write_modelfile
 from kvasir.store.name import canonical, parse_name
 
