@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp -type f 2>/dev/null)
 
-.PHONY: help run test check format clients bench parity golden fuzz api-fuzz faults soak mead asan docs clean
+.PHONY: help run test check format clients bench parity gpu-kernels golden fuzz api-fuzz faults soak mead asan docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -67,6 +67,9 @@ bench: $(VENV)/tested  ## decode, prefill and start-up on this machine, with the
 parity: $(VENV)/compared  ## compare with transformers live, make golden files, test the CUDA backend (torch)
 	$(BIN)/python -m pytest tests/cuda
 	$(BIN)/python -m tests.parity.make
+
+gpu-kernels: $(VENV)/compared  ## compile every kernel in all its configurations for sm_80, 90 and 100 (no GPU)
+	KVASIR_TEST_ALL=1 $(BIN)/python -m pytest tests/cuda/test_compiled.py
 
 golden: $(VENV)/tested  ## write the golden plans anew
 	$(BIN)/python -m tests.golden_plans
