@@ -1,12 +1,14 @@
 """What the engine adds to a bare step, and what its tricks save, on one model of real shape.
 
-    python bench/engine.py [--shape qwen3-0.6b] [--form Q4_0] [--runs 5] [--only prefix drafts stall overhead]
+    python bench/engine.py [--shape qwen3-0.6b] [--form Q4_0] [--runs 5] [--only SUITE...] [--streams 4]
 
 prefix    time to first token of a prompt of 1,300 tokens, first and again
 drafts    tokens a second with and without n-gram drafts: on a copy-edit text, and on text without repeats.
           The weights are random, so the text is dictated: the program computes every row in full, and then
           the wanted token's logit is raised.
-stall     time between the tokens of a stream while a prompt of 4,096 tokens arrives
+pair      tokens a second of a model (the shape `pair`) with and without a draft model that agrees with it
+stall     time between the tokens of some streams while a prompt of 4,096 tokens arrives
+tenants   time to first token of a prompt that another tenant has asked before, beside one that nobody has
 overhead  share of a step of 16 sequences that is not spent inside the program
 """
 
@@ -29,6 +31,7 @@ from bench.models import model_file
 from kvasir.backends.base import Batch, Floats, Memory, Program
 from kvasir.backends.cpu import CpuBackend
 from kvasir.checkpoint.open import open_checkpoint
+from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.engine import Engine
 from kvasir.engine.sequence import Sequence
 from kvasir.models import build
@@ -62,9 +65,9 @@ def ended(engine: Engine, sequences: list[Sequence]) -> None:
         engine.step()
 
 
-def ask(engine: Engine, tokens: list[int], n_tokens: int) -> Sequence:
+def ask(engine: Engine, tokens: list[int], n_tokens: int, tenant: str = "") -> Sequence:
     wish = SamplingParams(temperature=0, max_tokens=n_tokens, ignore_eos=True)
-    sequence = engine.sequence(tokens, wish)
+    sequence = engine.sequence(tokens, wish, tenant=tenant)
     engine.add(sequence)
     return sequence
 
@@ -114,26 +117,81 @@ def drafts(program: Program, runs: int) -> list[dict[str, object]]:
     return rows
 
 
-def stall(program: Program, runs: int) -> list[dict[str, object]]:
-    calm, busy = [], []
+def pair(program: Program, runs: int) -> list[dict[str, object]]:
+    """Not `program`: a model whose first layers are its draft model."""
+    target, draft = (compiled(name, "Q4_0") for name in ("pair", "pair-draft"))
+    rates: dict[str, list[float]] = {"plain": [], "drafts": []}
+    kept = list[float]()
+    for i in range(runs):
+        texts = []
+        prompt = [(7919 * j + i) % 5000 for j in range(64)]
+        for kind, into in rates.items():
+            engine = Engine(target, drafter=ModelDrafter(draft) if kind == "drafts" else None)
+            sequence = ask(engine, prompt, ANSWER)
+            ended(engine, [sequence])
+            texts.append(sequence.generated)
+            into.append(sequence.metrics().decode_rate)
+        assert texts[0] == texts[1], "drafts changed an answer"
+        kept.append(100 * sequence.n_accepted / max(sequence.n_drafted, 1))
+        say(f"  pair: run {i + 1} of {runs}: {rates['plain'][-1]:.1f}, {rates['drafts'][-1]:.1f}")
+    ratio = statistics.median(d / p for d, p in zip(rates["drafts"], rates["plain"], strict=True))
+    return [
+        {"what": "a pair that agrees, plain", "figure": Spread.of(rates["plain"]), "unit": "tokens/s"},
+        {"what": "a pair that agrees, with the draft", "figure": Spread.of(rates["drafts"]),
+         "unit": "tokens/s"},
+        {"what": "a pair that agrees, guesses that were right", "figure": Spread.of(kept), "unit": "%"},
+        {"what": "a pair that agrees, ratio", "figure": ratio, "unit": "", "bar": ">= 2"},
+    ]  # fmt: skip
+
+
+def stall(program: Program, runs: int, n_streams: int = 4) -> list[dict[str, object]]:
+    calm, busy, firsts = [], [], []
     for i in range(runs):
         engine = Engine(program, drafter=None)
-        stream = ask(engine, [5, 6, 7], 4000)
+        streams = [ask(engine, [5 + n, 6, 7], 4000) for n in range(n_streams)]
         gaps = [_timed(engine.step) for _ in range(40)][8:]
         long = ask(engine, [(7919 * j + i) % 5000 for j in range(LONG)], 1)
         during = []
         while long.n_generated == 0:
             during.append(_timed(engine.step))
-        engine.finish(stream, "abort")
+        for stream in streams:
+            engine.finish(stream, "abort")
         calm.append(statistics.median(gaps))
         busy.append(float(np.quantile(during, 0.99)))
+        firsts.append(long.metrics().ttft_s)
         say(f"  stall: run {i + 1} of {runs}: {calm[-1] * 1e3:.1f} ms, then {busy[-1] * 1e3:.1f} ms")
     ratio = statistics.median(b / c for b, c in zip(busy, calm, strict=True))
+    what = f"between tokens of {n_streams} streams"
     return [
-        {"what": "between tokens, median, alone", "figure": Spread.of(calm), "unit": "s"},
-        {"what": f"between tokens, p99, while {LONG} tokens arrive", "figure": Spread.of(busy), "unit": "s"},
-        {"what": "ratio", "figure": ratio, "unit": "", "bar": "<= 2"},
-    ]
+        {"what": f"{what}, median, alone", "figure": Spread.of(calm), "unit": "s"},
+        {"what": f"{what}, p99, while {LONG} tokens arrive", "figure": Spread.of(busy), "unit": "s"},
+        {"what": f"{what}, ratio", "figure": ratio, "unit": "", "bar": "<= 2"},
+        {"what": f"first token of the {LONG}, beside {n_streams} streams", "figure": Spread.of(firsts),
+         "unit": "s"},
+    ]  # fmt: skip
+
+
+def tenants(program: Program, runs: int) -> list[dict[str, object]]:
+    found: dict[str, list[float]] = {"own": [], "another's": [], "new": []}
+    engine = Engine(program)
+    for i in range(2 * runs):
+        known, new = ([(7919 * j + 2 * i + k) % 5000 for j in range(PROMPT // 4)] for k in (0, 1))
+        ended(engine, [ask(engine, known, 1, "first")])
+        asked = [("own", known, "first"), ("another's", known, "second"), ("new", new, "second")]
+        for what, prompt, tenant in asked if i % 2 else reversed(asked):
+            sequence = ask(engine, prompt, 1, tenant)
+            ended(engine, [sequence])
+            assert what == "own" or not sequence.n_cached
+            found[what].append(sequence.metrics().ttft_s)
+        say(f"  tenants: run {i + 1} of {2 * runs}: " + ", ".join(f"{v[-1]:.3f} s" for v in found.values()))
+    ratio = statistics.median(a / b for a, b in zip(found["another's"], found["new"], strict=True))
+    return [
+        {"what": "first token, asked before by oneself", "figure": Spread.of(found["own"]), "unit": "s"},
+        {"what": "first token, asked before by another tenant", "figure": Spread.of(found["another's"]),
+         "unit": "s"},
+        {"what": "first token, never asked before", "figure": Spread.of(found["new"]), "unit": "s"},
+        {"what": "another tenant's by a new one, ratio", "figure": ratio, "unit": "", "bar": "0.97 to 1.03"},
+    ]  # fmt: skip
 
 
 def overhead(program: Program, runs: int) -> list[dict[str, object]]:
@@ -157,7 +215,15 @@ def _timed(call: Callable[[], object]) -> float:
     return perf_counter() - begun
 
 
-SUITES = {"prefix": prefix, "drafts": drafts, "stall": stall, "overhead": overhead}
+def compiled(shape: str, form: str, threads: int | None = None) -> Program:
+    plan, weights = build(open_checkpoint(model_file(shape, form)))
+    return CpuBackend(threads=threads).compile(plan, weights, Memory(600))
+
+
+SUITES: dict[str, Callable[..., list[dict[str, object]]]] = {
+    "prefix": prefix, "drafts": drafts, "pair": pair, "stall": stall, "tenants": tenants,
+    "overhead": overhead,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -169,11 +235,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES))
+    parser.add_argument("--streams", type=int, default=4, help="of the suite stall")
     args = parser.parse_args()
     about = machine()
-    plan, weights = build(open_checkpoint(model_file(args.shape, args.form)))
-    program = CpuBackend(threads=args.threads).compile(plan, weights, Memory(600))
-    rows = [row for name in args.only for row in SUITES[name](program, args.runs)]
+    program = compiled(args.shape, args.form, args.threads)
+    rows = []
+    for name in args.only:
+        more = (args.streams,) if name == "stall" else ()
+        rows += SUITES[name](program, args.runs, *more)
     report(f"the engine, {args.shape} {args.form}", about, ("what", "figure", "unit", "bar"), rows)
 
 

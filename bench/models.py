@@ -31,6 +31,7 @@ from kvasir.quant.formats import FORMATS, Format
 OUT = Path(__file__).resolve().parent / "out"
 SPREAD = 0.02  # standard deviation of the weights, about that of a trained model
 POOL_BLOCKS = 8191  # a prime, so that tiled rows do not repeat after a few
+QUIET = 0.01  # of the usual size are weights that are to matter little
 MIXES = {"Q3_K_M": "Q3_K", "Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}  # a mix and the format of most of its matrices
 SPECIAL = 256  # tokens that are no words
 
@@ -56,7 +57,7 @@ class Recurrent:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a published model.  `arch`: its name in GGUF; `pre`: how its tokenizer cuts texts."""
+    """The sizes of a model, published or made up.  `arch`: its name in GGUF; `pre`: how texts are cut."""
 
     arch: str
     layers: int
@@ -72,6 +73,7 @@ class Shape:
     merges: int = 0  # 0: one for each word
     experts: Experts | None = None
     recurrent: Recurrent | None = None
+    quiet_from: int | None = None  # from this layer on, layers add next to nothing
 
     def attends(self, layer: int) -> bool:
         return self.recurrent is None or (layer + 1) % self.recurrent.full == 0
@@ -89,6 +91,9 @@ SHAPES = {
     "qwen3.5-0.8b": Shape(
         "qwen35", 24, 1024, 8, 2, 256, 3584, 248320, 262144, 1e7, pre="qwen35", recurrent=Recurrent()
     ),
+    # A model and its draft: the first layers of it, which say nearly all that there is to say.
+    "pair": Shape("qwen3", 28, 1024, 16, 8, 128, 3072, 32000, 40960, 1e6, quiet_from=2),
+    "pair-draft": Shape("qwen3", 2, 1024, 16, 8, 128, 3072, 32000, 40960, 1e6),
     "tiny": Shape("qwen3", 2, 256, 4, 2, 64, 512, 768, 2048, 1e4),
 }
 
@@ -121,17 +126,29 @@ def write(path: Path, name: str, shape: Shape, form: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor, (size, kind) in found.items():
-        writer.write_tensor_data(content(tensor, size, kind))
+        writer.write_tensor_data(content(tensor, size, kind, is_quiet(tensor, shape)))
     writer.close()
 
 
-def content(tensor: str, size: tuple[int, ...], kind: Format) -> npt.NDArray[Any]:
+def is_quiet(tensor: str, shape: Shape) -> bool:
+    """Whether it is what a layer adds with, in a layer that is to add next to nothing."""
+    match = re.fullmatch(r"blk\.(\d+)\.(attn_output|ffn_down)\.weight", tensor)
+    return bool(match and shape.quiet_from is not None and int(match[1]) >= shape.quiet_from)
+
+
+def content(tensor: str, size: tuple[int, ...], kind: Format, quiet: bool = False) -> npt.NDArray[Any]:
     """Random weights; ones for what only scales; a decay that is negative, as it has to be."""
     if tensor.endswith("ssm_a"):
         return np.full(size, -1, np.float32)
     if len(size) == 1:
         return np.ones(size, np.float32)
-    return np.resize(random_blocks(kind), form_bytes(size, kind))
+    raw = random_blocks(kind)
+    if quiet:
+        blocks = raw.copy().view(getattr(decode, kind.name))
+        for scale in {"d", "m"} & set(blocks.dtype.names or ()):
+            blocks[scale] *= QUIET
+        raw = blocks.view(np.uint8)
+    return np.resize(raw, form_bytes(size, kind))
 
 
 def format_of(tensor: str, size: tuple[int, ...], shape: Shape, form: str) -> Format:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left
 
 FORGET = 0.2  # share of the newest measurement in a running mean
+DEARER = 0.5  # the same where the newest is above the mean and caution is wanted
+EXTRA = 0.7  # of a step's time may be added to it for a prompt that arrives
+FIRST_ROWS = 4  # while nothing is known
+NEAR = 1.3  # a step of about so many times the rows tells what one takes
+LOOK_AGAIN = 64  # steps with prompts, until one goes without
 
 
 class StepCost:
@@ -41,24 +46,53 @@ class StepCost:
         (r0, s0), (r1, s1) = known[at - 1], known[at]
         return s0 + (s1 - s0) * (n_rows - r0) / (r1 - r0)
 
+    def knows(self, n_rows: int) -> bool:
+        """Whether steps of about so many rows were measured."""
+        return any(n_rows / NEAR <= rows <= n_rows * NEAR for rows, _ in self._sorted)
+
     @property
     def rows_known(self) -> float:
         """Rows of the largest steps that were measured; 0 while nothing is known."""
         return self._sorted[-1][0] if self._sorted else 0.0
 
-    def rows_within(self, n_rows: int, factor: float, most: int) -> int:
-        """How many rows more than `n_rows`, up to `most`, keep a step within `factor` of its time."""
-        limit = factor * self.predict(n_rows)
-        if not limit:
-            return most
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.predict(n_rows + middle) <= limit:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+
+class Pace:
+    """How many rows of prompts may ride along with answers under way.  Mutable.
+
+    A prompt that arrives may make a step so much longer that the time between two tokens stays within
+    1 + EXTRA of what it is without.  What a row of a prompt costs depends on how much lies before it, so it
+    is taken from the steps themselves; what a step takes without prompts, from one now and then that has
+    none.  Where more wait for their first token than read, those who wait count too: for each of them a step
+    may take EXTRA more.
+    """
+
+    def __init__(self) -> None:
+        self._alone = StepCost()  # steps without prompts
+        self._row_s = 0.0  # a row of a prompt, beside answers
+        self._n_mixed = 0  # steps since the last one without prompts
+
+    def rows(self, n_decodes: int, n_waiting: int, most: int) -> int:
+        """Rows of prompts for a step that has `n_decodes` other rows, while so many sequences wait for their
+        first token.
+        """
+        if self._n_mixed >= LOOK_AGAIN or not self._alone.knows(n_decodes):
+            return 0
+        if not self._row_s:
+            return min(most, FIRST_ROWS)
+        heard = min(n_waiting, 2 * n_decodes + 1)
+        extra_s = EXTRA * heard * self._alone.predict(n_decodes)
+        return max(1, min(most, int(extra_s / self._row_s)))
+
+    def observe(self, n_decodes: int, n_rows: int, seconds: float) -> None:
+        """A step with `n_rows` of prompts beside `n_decodes` others took so long."""
+        self._n_mixed = self._n_mixed + 1 if n_rows else 0
+        if not n_rows:
+            self._alone.observe(n_decodes, seconds)
+        elif n_decodes:
+            row_s = max(seconds - self._alone.predict(n_decodes), 0.02 * seconds) / n_rows
+            before_s = self._row_s or row_s
+            weight = DEARER if row_s > before_s else FORGET
+            self._row_s = before_s + weight * (min(row_s, 3 * before_s) - before_s)
 
 
 def _bucket(n_rows: int) -> int:

@@ -211,7 +211,7 @@ class Engine:
         try:
             begun = perf_counter()
             output = self.program.step(self._batch(parts))
-            self.cost.observe(sum(p.n_rows for p in parts), perf_counter() - begun)
+            self._observe(parts, perf_counter() - begun)
             found = self._taken(parts, counts, output, masks)
         finally:
             for slot in self._saved.values():
@@ -219,6 +219,13 @@ class Engine:
             self._saved.clear()
         self.totals.stepped(sum(p.n_rows for p in parts), len(found), perf_counter() - started)
         return found
+
+    def _observe(self, parts: list[Part], seconds: float) -> None:
+        """Learns what the step that was just computed tells of the cost of rows."""
+        n_rows = sum(p.n_rows for p in parts)
+        n_decodes = sum(p.n_rows for p in parts if p.sequence.is_decoding)
+        self.cost.observe(n_rows, seconds)
+        self.scheduler.pace.observe(n_decodes, n_rows - n_decodes, seconds)
 
     def _taken(
         self, parts: list[Part], counts: list[int], output: Floats,

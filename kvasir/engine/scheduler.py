@@ -14,7 +14,7 @@ from time import monotonic
 from kvasir.backends.base import BLOCK
 from kvasir.chat import FinishReason
 from kvasir.engine.blocks import BlockPool
-from kvasir.engine.cost import StepCost
+from kvasir.engine.cost import Pace, StepCost
 from kvasir.engine.disk import Disk
 from kvasir.engine.radix import PIN_S, Node, Radix
 from kvasir.engine.sequence import Sequence
@@ -22,7 +22,6 @@ from kvasir.errors import CapacityError
 
 SCORED_ROWS = 32  # of a prompt whose log probabilities are wanted, a step: logits are many numbers
 LOOK_AHEAD = 32  # waiting sequences of a tenant that may pass one which had better wait
-PATIENCE = 1.8  # a step with decodes may take so many times as long for the chunks of prompts that ride along
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class Scheduler:
     """Higher priority first, then first come, first served; among tenants of one priority, the one that was
     given fewest rows of late goes first.  Mutable.
 
-    A step has at most `step_tokens` rows.  Sequences with one pending token go first, so that a long prompt
-    never holds up the answers under way, and while there are such, prompts get chunks that keep the step
-    within PATIENCE of its time without them.  A sequence is let in when there are blocks for all its tokens,
+    A step has at most `step_tokens` rows.  Sequences that give a token go first, so that a long prompt never
+    holds up the answers under way, and while there are such, prompts get chunks that keep the step not much
+    longer than it is without them (`Pace`).  A sequence is let in when there are blocks for all its tokens,
     and takes them as it grows.  When they run out, what the prefix cache keeps goes first; then the last
     sequence in order is preempted, and waits.
     """
@@ -67,7 +66,7 @@ class Scheduler:
         disk: Disk | None = None,
     ):
         self.pool, self.max_sequences, self.step_tokens = pool, max_sequences, step_tokens
-        self.cost = cost or StepCost()
+        self.cost, self.pace = cost or StepCost(), Pace()
         self.radix = Radix(pool, n_slots)
         self.disk = disk if reuse else None
         if self.disk:
@@ -115,7 +114,9 @@ class Scheduler:
         n_rows = sum(p.count for p in parts.values())
         budget -= n_rows
         if parts:
-            budget = min(budget, max(BLOCK, self.cost.rows_within(n_rows, PATIENCE, budget)))
+            free = min(self.n_waiting, self.max_sequences - len(self.running))
+            n_new = sum(not s.is_decoding for s in self.running) + free
+            budget = min(budget, self.pace.rows(n_rows, n_new, budget))
         for sequence in [s for s in self.running if not s.is_decoding]:
             budget -= self._give(sequence, self._chunk(sequence, budget), parts)
         while budget > 0 and self._waiting and len(self.running) < self.max_sequences:

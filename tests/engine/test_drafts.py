@@ -7,7 +7,7 @@ from collections.abc import Sequence as Tokens
 
 import pytest
 
-from kvasir.engine.cost import StepCost
+from kvasir.engine.cost import Pace, StepCost
 from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.drafts import NgramDrafter, Speculation
 from kvasir.engine.engine import Engine
@@ -125,15 +125,14 @@ def test_next_token_is_what_the_tests_think():
 class TestStepCost:
     def test_it_learns_and_interpolates(self):
         cost = StepCost()
-        assert cost.predict(5) == 0 and cost.rows_within(1, 2, 512) == 512
+        assert cost.predict(5) == 0 and not cost.knows(5)
         for _ in range(30):
             for n in (1, 8, 64, 512):
                 cost.observe(n, 0.01 + 0.002 * n)
         assert cost.predict(1) == pytest.approx(0.012)
         assert cost.predict(36) == pytest.approx(0.01 + 0.002 * 36)
         assert cost.predict(1024) == pytest.approx(2 * cost.predict(512))
-        extra = cost.rows_within(8, 2.0, 512)
-        assert cost.predict(8 + extra) <= 2 * cost.predict(8) < cost.predict(8 + extra + 1)
+        assert cost.knows(9) and not cost.knows(30)
 
     def test_one_slow_step_is_not_believed(self):
         cost = StepCost()
@@ -141,6 +140,38 @@ class TestStepCost:
             cost.observe(4, 0.01)
         cost.observe(4, 5.0)
         assert cost.predict(4) < 0.013
+
+
+class TestPace:
+    """Chunks of prompts beside answers, on a machine whose costs are known."""
+
+    def learned(self, seconds: Callable[[int, int], float], n_decodes: int = 4, n_waiting: int = 1) -> int:
+        """Rows of prompts that a step gets in the end; checks that no step before takes too long."""
+        pace = Pace()
+        assert pace.rows(n_decodes, n_waiting, 512) == 0, "the first step goes alone, to be measured"
+        pace.observe(n_decodes, 0, seconds(n_decodes, 0))
+        given = []
+        for _ in range(200):
+            given.append(pace.rows(n_decodes, n_waiting, 512))
+            pace.observe(n_decodes, given[-1], seconds(n_decodes, given[-1]))
+        late = [
+            n for n in given[5:] if seconds(n_decodes, n) > (1 + 0.75 * n_waiting) * seconds(n_decodes, 0)
+        ]
+        assert len(late) <= len(given) / 100, f"steps with {late} rows"
+        assert 2 <= given.count(0) <= 5, "now and then a step goes alone"
+        return given[-1]
+
+    def test_a_prompt_makes_no_step_twice_as_long(self):
+        assert 5 <= self.learned(lambda n, m: 0.02 + 0.004 * (n + m)) <= 6
+        assert self.learned(lambda n, m: 0.09 + 0.005 * m, n_decodes=16) >= 11
+
+    def test_a_chunk_with_a_long_past_costs_whatever_its_rows(self):
+        assert 1 <= self.learned(lambda n, m: 0.036 + 0.02 * (m > 0) + 0.005 * m) <= 2
+
+    def test_those_who_wait_count_too(self):
+        few, many = (self.learned(lambda n, m: 0.036 + 0.004 * m, 3, w) for w in (1, 6))
+        assert many >= 5 * few
+        assert self.learned(lambda n, m: 0.02 + 0.004 * m, 1, 60) <= 12, "not without bound"
 
 
 class TestModelDrafter:

@@ -23,10 +23,9 @@ from tests.faults.scene import LONG, N_STREAMS, Client, Scene, ended_at, fault, 
 
 TOLD_S, REPLACED_S = 1.0, 10.0
 SPECS = (
-    "runner.tokens:17:kill", "runner.prefill:30:kill", "runner.prefill:40:kill", "runner.decode:300:kill",
-    "runner.decode:1500:kill", "runner.grammar:9:kill", "runner.mask:2000:kill", "cache.write:20:kill",
-    "kill -9", "runner.send:40:kill", "runner.step:700:segv", "runner.decode:1000:stop",
-    "runner.decode:1000:hang",
+    "runner.prefill:60:kill", "runner.decode:1000:kill", "runner.grammar:9:kill", "runner.mask:4000:kill",
+    "cache.write:20:kill", "kill -9", "runner.decode:1000:stop", "runner.decode:1000:hang",
+    "runner.tokens:17:kill", "runner.send:80:kill", "runner.step:1000:segv",
 )  # fmt: skip
 
 
@@ -76,7 +75,7 @@ def once(stage: Scene, spec: str, alone: str) -> Seen:
 
 def crowd(stage: Scene, spec: str) -> list[Client]:
     """Clients of all kinds that ask for long answers, each something else."""
-    prompt = LONG if "prefill" in spec else "a"
+    prompt = 2 * LONG if "prefill" in spec else "a"
     constrained = "grammar" in spec or "mask" in spec
     forms = [{"type": "string", "minLength": 3000 + n} if constrained else None for n in range(N_STREAMS)]
     return [stage.ask("one", f"{n}{prompt}", 8000, n % 4 > 0, form=form) for n, form in enumerate(forms)]
