@@ -23,6 +23,7 @@ from kvasir.errors import CapacityError, KvasirError, Lost, UsageError
 from kvasir.runner import messages
 from kvasir.runner.adapters import AdapterInfo
 from kvasir.runner.inspect import ModelInfo
+from kvasir.runner.memory import MAX_SEQUENCES
 from kvasir.runner.messages import Answer, Batch, Failed, Frame, Frames, Load, Progress, Ready, error_of
 from kvasir.runner.pulse import Pulse, Watch, outside
 from kvasir.runner.spawn import Started
@@ -124,6 +125,7 @@ class ModelProcess:
         kv_format: str | None = None,
         draft: str | None = None,
         adapters: Mapping[str, str] = NO_ADAPTERS,
+        max_sequences: int = MAX_SEQUENCES,
         nth: int = 1,
         progress: Callable[[str], None] = lambda stage: None,
         spare: Started | None = None,
@@ -133,7 +135,9 @@ class ModelProcess:
         `spare` is a process to take for it, if it is still there and nobody has taken it before.
         Raises what `Model.load` raises, and Lost when the process ended meanwhile; none is left then.
         """
-        wishes = Load(name, backend, threads, context, n_blocks, kv_format, draft, nth, dict(adapters))
+        wishes = Load(
+            name, backend, threads, context, n_blocks, kv_format, draft, nth, dict(adapters), max_sequences
+        )
         started = spare if spare and spare.take() else Started(name)
         model = cls(wishes, progress, started)
         try:

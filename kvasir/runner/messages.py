@@ -21,6 +21,7 @@ from kvasir.chat import ChatRequest, Delta, Finished
 from kvasir.errors import Bug, Busy, KvasirError, UsageError
 from kvasir.runner.adapters import AdapterInfo
 from kvasir.runner.inspect import ModelInfo
+from kvasir.runner.memory import MAX_SEQUENCES
 from kvasir.runner.pulse import Pulse
 
 VERSION = 1
@@ -44,6 +45,7 @@ class Load(Frame):
     draft: str | None = None
     nth: int = 1
     adapters: dict[str, str] = {}
+    max_sequences: int = MAX_SEQUENCES
 
 
 class Submit(Frame):

@@ -108,6 +108,7 @@ class Model:
         kv_format: str | None = None,
         draft: str | None = None,
         adapters: Mapping[str, str] = NO_ADAPTERS,
+        max_sequences: int = MAX_SEQUENCES,
         progress: Callable[[str], None] = lambda stage: None,
     ) -> Model:
         """Opens, checks, repacks and starts the model called `name`.
@@ -115,7 +116,7 @@ class Model:
         `context` caps the positions of every sequence below the model's own; `n_blocks` sizes the KV cache in
         blocks of 16 tokens (default: by the memory there is).  `draft` names a smaller model with the same
         vocabulary that guesses tokens to come; without it the text so far does.  `adapters`: paths of LoRA
-        adapters by the names that requests choose them by.
+        adapters by the names that requests choose them by.  `max_sequences` are computed at a time.
         Raises UsageError, ModelError, CheckpointError, CapacityError; nothing that was started is left then.
         """
         if context is not None and context < 0:
@@ -142,7 +143,7 @@ class Model:
                 drafter = draft_model(draft, prompter.tokenizer, runs_on, memory)
             disk = disk_for(file.name, checkpoint, plan, memory, program, backend, switches)
             engine = Engine(
-                watched(program, weights, switches.debug), prompter.eos_ids, MAX_SEQUENCES,
+                watched(program, weights, switches.debug), prompter.eos_ids, max_sequences,
                 drafter=drafter, disk=disk,
             )  # fmt: skip
             base = Base(checkpoint.config, plan)

@@ -247,6 +247,7 @@ def load(frame: Load, outbox: Outbox) -> Model | None:
             kv_format=frame.kv_format,
             draft=frame.draft,
             adapters=frame.adapters,
+            max_sequences=frame.max_sequences,
             progress=lambda stage: outbox.put(Progress(stage)),
         )
     except BaseException as error:
