@@ -37,8 +37,11 @@ class Reply(Protocol):
     indexes `i * n` to `i * n + n - 1`.
     """
 
-    def begin(self) -> bytes:
-        """What a stream begins with, once the first event is there; may be nothing."""
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
+        """What a stream begins with, once the first event is there; may be nothing.
+
+        `n_prompt`: tokens of the prompt; `n_cached`: of these, found in the prefix cache.
+        """
         ...
 
     def line(self, event: Event) -> bytes:

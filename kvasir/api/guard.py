@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from math import ceil
 
@@ -15,6 +16,10 @@ from kvasir.api.keys import Key, Keyring
 
 # What says that the server is there, and no more.
 PUBLIC = ("/", "/health", "/ping", "/api/version")
+# What changes the models that there are: for keys that were made with --admin.
+CHANGING = re.compile(
+    r"/api/(create|copy|delete|pull|push|blobs/.*)|(/v1)?/v1/(un)?load_lora_adapter", re.DOTALL
+)
 IN_QUERY = ("/v1beta", "/v1alpha")  # Google's clients put the key into the address
 MAX_PRESENTED = 4
 
@@ -46,6 +51,8 @@ class Guard:
         key = keyring.find(texts) if len(texts) <= MAX_PRESENTED else None
         if key is None:
             return Fault(401, "this API key is not known here (`kvasir keys add NAME` makes one)")
+        if CHANGING.fullmatch(scope["path"]) and not key.admin:
+            return Fault(403, f"the key {key.name} may not change models (`kvasir keys add NAME --admin`)")
         allowance = self._allowance(key, keyring)
         if scope["method"] == "POST":
             why, wait_s = allowance.ask()

@@ -101,6 +101,10 @@ class Counted:
         return self._answer.n_truncated
 
     @property
+    def n_cached(self) -> int:
+        return self._answer.n_cached
+
+    @property
     def prompt_token_ids(self) -> tuple[int, ...]:
         return self._answer.prompt_token_ids
 

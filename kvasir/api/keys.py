@@ -31,7 +31,7 @@ MAX_KEYS = 10_000
 class Key(msgspec.Struct, frozen=True):
     """What is known of a key.  `hash`: SHA-256 of it, in hex.  `tenant`: random; keeps its prompts apart.
 
-    The limits: None is none.
+    The limits: None is none.  `admin`: it may change the models that there are.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Key(msgspec.Struct, frozen=True):
     created: datetime
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    admin: bool = False
 
 
 class KeyFile(msgspec.Struct):
@@ -91,7 +92,11 @@ def write_keys(path: Path, keys: Sequence[Key]) -> None:
 
 
 def add_key(
-    path: Path, name: str, requests_per_minute: int | None = None, tokens_per_minute: int | None = None
+    path: Path,
+    name: str,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    admin: bool = False,
 ) -> str:
     """Makes a key, and gives it: nothing can show it again.  Raises UsageError for a name that is taken."""
     if not NAME.fullmatch(name):
@@ -108,7 +113,8 @@ def add_key(
         raise UsageError(f"there are {len(keys)} keys, and that is the most")
     text = PREFIX + secrets.token_urlsafe(32)
     now = datetime.now(UTC).replace(microsecond=0)
-    key = Key(name, hash_of(text), secrets.token_hex(16), now, requests_per_minute, tokens_per_minute)
+    limits_of = (requests_per_minute, tokens_per_minute)
+    key = Key(name, hash_of(text), secrets.token_hex(16), now, *limits_of, admin)
     write_keys(path, (*keys, key))
     return text
 

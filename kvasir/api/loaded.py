@@ -14,10 +14,14 @@ from kvasir.runner.pulse import Pulse
 
 
 class Answer(Protocol):
-    """The events of one request, as they come.  The prompt and `n_truncated` are known with the first."""
+    """The events of one request, as they come.  The prompt, `n_truncated` and `n_cached` are known with the
+    first.
+    """
 
     @property
     def n_truncated(self) -> int: ...
+    @property
+    def n_cached(self) -> int: ...
     @property
     def prompt_token_ids(self) -> tuple[int, ...]: ...
     def __aiter__(self) -> AsyncIterator[Event]: ...

@@ -23,6 +23,10 @@ class Merged:
         return sum(answer.n_truncated for answer in self._answers)
 
     @property
+    def n_cached(self) -> int:
+        return sum(answer.n_cached for answer in self._answers)
+
+    @property
     def prompt_token_ids(self) -> tuple[int, ...]:
         """Of all of them, one after another."""
         return tuple(token for answer in self._answers for token in answer.prompt_token_ids)

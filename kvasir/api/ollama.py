@@ -257,7 +257,7 @@ class Reply:
         self._n_logprobs_sent = 0
         self._finished: Finished | None = None
 
-    def begin(self) -> bytes:
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
         return b""
 
     def line(self, event: Event) -> bytes:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
 from kvasir.api.words import json_name, short
 from kvasir.errors import UsageError
 from kvasir.sampling import SamplingParams
+from kvasir.store.made import Made
 
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1000
@@ -82,6 +83,27 @@ class Options:
 def over_defaults(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What a request wants over what the model's own parameters say; those without effect are left out."""
     return {**{k: v for k, v in parameters.items() if k not in IDLE}, **given}
+
+
+def with_own(params: SamplingParams, said: Collection[str], made: Made | None) -> SamplingParams:
+    """`params`, with a made model's own parameters where the request said nothing.
+
+    `said`: the names in SamplingParams that the request gave.
+    """
+    if made is None or not made.parameters:
+        return params
+    own = parse_options(over_defaults(made.parameters, {})).params
+    fields = {name: option.param for name, option in NUMBERS.items() if option.param}
+    fields |= {"seed": "seed", "num_predict": "max_tokens", "stop": "stop"}
+    wanted = {fields[name] for name in made.parameters if name in fields}
+    return replace(params, **{name: getattr(own, name) for name in wanted.difference(said)})
+
+
+def own_context(given: int | None, made: Made | None) -> int | None:
+    """The limit of prompt and answer: the request's, or else a made model's own num_ctx."""
+    if given is not None or made is None:
+        return given
+    return parse_options({"num_ctx": made.parameters.get("num_ctx")}).max_context
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:

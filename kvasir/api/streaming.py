@@ -85,7 +85,7 @@ class Streaming(Response):
             nonlocal started
             if data and not started:
                 started = True
-                data = reply.begin() + data
+                data = reply.begin(len(answer.prompt_token_ids), answer.n_cached) + data
                 await self._start(send, answer)
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})

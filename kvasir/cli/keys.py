@@ -24,14 +24,17 @@ def command(words: Sequence[str], settings: Settings) -> int:
     it.add_argument(
         "--tokens-per-minute", type=int, metavar="N", help="of prompts and answers; more get 429 too"
     )
+    it.add_argument(
+        "--admin", action="store_true", help="it may also create, copy and delete models, and load adapters"
+    )
     values = it.read(words)
     action, path = ACTIONS[values.action], keys_path()
     if (action == "ls") == bool(values.name):
         raise UsageError("`kvasir keys ls` takes no name" if values.name else f"{action} takes a NAME")
-    if action != "add" and (values.requests_per_minute or values.tokens_per_minute):
-        raise UsageError("limits go with `kvasir keys add`")
+    if action != "add" and (values.requests_per_minute or values.tokens_per_minute or values.admin):
+        raise UsageError("limits and --admin go with `kvasir keys add`")
     if action == "add":
-        text = add_key(path, values.name, values.requests_per_minute, values.tokens_per_minute)
+        text = add_key(path, values.name, values.requests_per_minute, values.tokens_per_minute, values.admin)
         print(text)
         note = f"this is the only time that the key of {values.name} is shown"
         print(f"kvasir: {note}", file=sys.stderr)  # a program that reads the key gets the key alone
@@ -45,9 +48,10 @@ def command(words: Sequence[str], settings: Settings) -> int:
 
 def listed(keys: Sequence[Key]) -> list[str]:
     """A line for each key, under a head."""
-    rows = [["NAME", "CREATED", "REQUESTS/MIN", "TOKENS/MIN"]]
+    rows = [["NAME", "CREATED", "REQUESTS/MIN", "TOKENS/MIN", "MAY"]]
     for key in keys:
         limits = (key.requests_per_minute, key.tokens_per_minute)
         rows.append([key.name, f"{key.created:%Y-%m-%d}", *(f"{n:,}" if n else "-" for n in limits)])
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        rows[-1].append("ask, change models" if key.admin else "ask")
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

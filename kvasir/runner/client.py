@@ -345,6 +345,9 @@ class ModelProcess:
                 if asked := self._asked.get(accepted.id):
                     asked.stream.prompt_token_ids = accepted.prompt_token_ids
                     asked.stream.n_truncated = accepted.n_truncated
+            for id, n_cached in batch.begun:
+                if asked := self._asked.get(id):
+                    asked.stream.n_cached = n_cached
             for id, delta in batch.deltas:
                 if asked := self._asked.get(id):
                     asked.stream.put(delta)

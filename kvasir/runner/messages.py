@@ -2,7 +2,8 @@
 
 A frame is one byte of version, four of length (most significant first), and a msgpack map with a `type`.  The
 server sends Load first and then anything of `ToRunner`; the process answers Ready or Failed, and then with
-batches.  Within a batch: accepted before deltas before ends before failures, so each stream stays in order.
+batches.  Within a batch: accepted before begun before deltas before ends before failures, so each stream
+stays in order.
 """
 
 from __future__ import annotations
@@ -133,12 +134,14 @@ class Accepted(msgspec.Struct):
 class Batch(Frame):
     """What happened since the last batch, and the pulse of the thread that steps.
 
+    `begun`: requests with their first piece, and how much of their prompts was in the prefix cache.
     `pieces`: the bytes of tokens that log-probabilities name.  The ends come without their prompt, which
     `accepted` brought.
     """
 
     pulse: Pulse
     accepted: list[Accepted] = []
+    begun: list[tuple[int, int]] = []
     deltas: list[tuple[int, Delta]] = []
     ends: list[tuple[int, Finished]] = []
     failures: list[tuple[int, Failure]] = []

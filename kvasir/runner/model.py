@@ -474,6 +474,7 @@ class Model:
             reason = "tool_calls"
         logprobs, index = (token.logprob,) if token.logprob else (), token.sequence.index
         first, *others = deltas or [Delta("")]
+        answer.stream.n_cached = max(answer.stream.n_cached, answer.sequence.n_cached)
         answer.stream.put(replace(first, token_ids=(token.token_id,), logprobs=logprobs, index=index))
         for delta in others:
             answer.stream.put(replace(delta, index=index))

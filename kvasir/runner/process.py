@@ -66,6 +66,10 @@ class Outbox:
             self._batch.accepted.append(accepted)
             self._wake()
 
+    def begun(self, id: int, n_cached: int) -> None:
+        with self._changed:
+            self._batch.begun.append((id, n_cached))
+
     def event(self, id: int, event: Event | KvasirError, pieces: dict[int, bytes]) -> None:
         with self._changed:
             if isinstance(event, Delta):
@@ -167,10 +171,13 @@ class Runner:
             self._streams[id] = stream
             cancelled = id not in self._waiting
             self._waiting.discard(id)
-        left = request.params.n
+        left, begun = request.params.n, False
 
         def take(event: Event | KvasirError) -> None:
-            nonlocal left
+            nonlocal left, begun
+            if stream.n_cached and not begun:
+                begun = True
+                self._outbox.begun(id, stream.n_cached)
             left -= isinstance(event, Finished)
             if not left or isinstance(event, KvasirError):
                 with self._lock:

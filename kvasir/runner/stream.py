@@ -27,6 +27,7 @@ class Stream:
         n_truncated: int = 0,
     ):
         self.prompt_token_ids, self.n_truncated = prompt_token_ids, n_truncated
+        self.n_cached = 0  # of the prompt: found in the prefix cache; known with the first event
         self._open = n_answers
         self._cancel = cancel
         self._events: deque[Event | KvasirError] = deque()

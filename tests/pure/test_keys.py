@@ -32,6 +32,10 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(home: Path, capsys: pytest.Captu
     assert main(["keys", "ls"]) == 0
     told = capsys.readouterr().out
     assert "alice" in told and "5,000" in told and text not in told
+    assert "ask, change models" not in told
+    assert main(["keys", "add", "bob", "--admin"]) == main(["keys", "ls"]) == 0
+    assert "ask, change models" in capsys.readouterr().out and read_keys(keys_path())[1].admin
+    assert main(["keys", "rm", "bob"]) == 0
     assert main(["keys", "rm", "alice"]) == 0 and read_keys(keys_path()) == ()
 
 
@@ -45,7 +49,8 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(home: Path, capsys: pytest.Captu
         (["add", "x", "--requests-per-minute", "0"], "between 1"),
         (["add", "x", "--tokens-per-minute", "-5"], "between 1"),
         (["rm", "x"], "no key named"),
-        (["rm", "x", "--tokens-per-minute", "5"], "limits go with"),
+        (["rm", "x", "--tokens-per-minute", "5"], "limits and --admin go with"),
+        (["rm", "x", "--admin"], "go with `kvasir keys add`"),
         (["sell", "x"], "invalid choice"),
     ],
 )

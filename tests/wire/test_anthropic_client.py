@@ -128,6 +128,18 @@ def test_system_and_counts(client: anthropic.Anthropic) -> None:
     assert again.cache_read_input_tokens and again.cache_read_input_tokens >= counted - 16
 
 
+def test_a_stream_tells_the_prompts_tokens_at_its_start(client: anthropic.Anthropic) -> None:
+    asked: Any = {"model": "mead", "messages": [{"role": "user", "content": f"{TEACHER} Is DNS old?"}]}
+    counted = client.messages.count_tokens(**asked).input_tokens
+    for known in (False, True):
+        events = list(client.messages.create(**asked, max_tokens=2, stream=True))
+        begun, ended = events[0], events[-2]
+        assert begun.type == "message_start" and ended.type == "message_delta"
+        usage, cached = begun.message.usage, ended.usage.cache_read_input_tokens or 0
+        assert usage.cache_read_input_tokens == cached and usage.input_tokens == counted - cached
+        assert (cached >= counted - 16) or not known
+
+
 class Host(pydantic.BaseModel):
     kind: Literal["switch", "router"]  # the client leaves the lengths of texts out of the schema
     is_up: bool

@@ -365,6 +365,12 @@ def end(reason: str, sequence: str | None = None, thinking: int = 0) -> list[dic
     ]
 
 
+def test_a_stream_begins_with_what_is_known_of_the_prompt() -> None:
+    first = json.loads(Reply("mead").begin(20, 16).decode().split("data: ")[1].split("\n")[0])
+    usage = first["message"]["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (4, 16)
+
+
 def test_a_stream_of_text() -> None:
     reply = Reply("mead", id="msg_1")
     events: list[Event] = [Delta("Hi"), Delta(""), Delta(" you"), Finished("stop", METRICS)]

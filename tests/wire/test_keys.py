@@ -77,6 +77,22 @@ def test_no_way_around(ring: Keyring) -> None:
         assert requests.get(f"{url}/v1beta/models?{many}").status_code == 401
 
 
+CHANGING = ("/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push", "/api/blobs/x")
+
+
+def test_only_keys_for_it_change_models(ring: Keyring) -> None:
+    asks, changes = add_key(ring.path, "asks"), add_key(ring.path, "changes", admin=True)
+    with serving(FakeModel(), keyring=ring) as url:
+        changing = [(m, path) for m, path in routes() if path in CHANGING or "lora_adapter" in path]
+        assert {path for _, path in changing} > set(CHANGING)
+        for method, path in changing:
+            refused = requests.request(method, url + path, headers=bearer(asks), json={})
+            assert refused.status_code == 403, path
+            assert method == "HEAD" or "the key asks may not change models" in refused.text
+            assert requests.request(method, url + path, headers=bearer(changes), json={}).status_code != 403
+        assert requests.get(f"{url}/api/tags", headers=bearer(asks)).status_code == 200
+
+
 def test_each_protocol_brings_its_key_and_is_told_in_its_shape(ring: Keyring) -> None:
     key = add_key(ring.path, "a")
     with serving(FakeModel(), keyring=ring) as url:

@@ -66,9 +66,10 @@ class Reply:
 
     # -- a stream ---------------------------------------------------------------------------------
 
-    def begin(self) -> bytes:
-        """message_start.  The counts of the prompt are known with the last event, and told there."""
-        usage = {"input_tokens": 0, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
+        """message_start.  What of the prompt is held from now on is known with the last event."""
+        known = {"input_tokens": n_prompt - n_cached, "cache_creation_input_tokens": 0}
+        usage = {**known, "cache_read_input_tokens": n_cached}
         message = {**self._head(), "content": [], "stop_reason": None, "stop_sequence": None}
         message["usage"] = {**usage, "output_tokens": 0, "service_tier": "standard"}
         return _sse({"type": "message_start", "message": message}) + _sse({"type": "ping"})

@@ -6,16 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import msgspec
-
 from kvasir.api.anthropic.body import CacheControl, CountBody, MessagesBody, Tool, ToolChoice
 from kvasir.api.anthropic.reply import Reply, Shows
 from kvasir.api.anthropic.turns import system_text, turns
 from kvasir.api.body import decode, typed, unknown
 from kvasir.api.face import Sent
+from kvasir.api.length import Length
 from kvasir.api.loaded import Loaded
 from kvasir.api.ollama import keep_alive
-from kvasir.api.options import MAX_STOP_LENGTH, MAX_STOPS
+from kvasir.api.options import MAX_STOP_LENGTH, MAX_STOPS, own_context, with_own
 from kvasir.api.words import short
 from kvasir.chat import ChatRequest, Message
 from kvasir.errors import UsageError
@@ -81,6 +80,7 @@ class Asked:
     thoughts: Thoughts = Thoughts()
     hold: Hold | None = None
     empty: bool = False
+    said: frozenset[str] = frozenset()
     stream: bool = False
     keep_alive_s: float | None = None
     warnings: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class Asked:
             )
         return (
             ChatRequest(
-                params=self.params,
+                params=with_own(self.params, self.said, model.info.made),
                 messages=self.messages,
                 tools=self.tools,
                 tool_choice=self.tool_choice,
@@ -114,6 +114,7 @@ class Asked:
                 parse=True,
                 think=self.thoughts.think(model, last.role == "tool"),
                 continues=continues,
+                max_context=own_context(None, model.info.made),
                 hold=self.hold.n_messages if self.hold else None,
                 hold_s=self.hold.seconds if self.hold else 0.0,
             ),
@@ -151,39 +152,19 @@ def parse_messages(sent: Sent) -> Asked:
         stop=_stops(body.stop_sequences or ()),
         structured_outputs=_form(form.schema) if form else None,
     )
-    return replace(asked, params=params, stream=bool(body.stream), empty=body.max_tokens == 0)
+    given: dict[str, Any] = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+    given |= {"stop": body.stop_sequences, "max_tokens": body.max_tokens}
+    said = frozenset(name for name, value in given.items() if value is not None)
+    return replace(asked, params=params, said=said, stream=bool(body.stream), empty=body.max_tokens == 0)
 
 
-@dataclass(frozen=True)
-class Count:
-    """A question for the length of a prompt."""
-
-    asked: Asked
-
-    @property
-    def model(self) -> str:
-        return self.asked.model
-
-    @property
-    def keep_alive_s(self) -> float | None:
-        return self.asked.keep_alive_s
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return self.asked.warnings
-
-    def answer(self, model: Loaded, load_s: float) -> bytes:
-        """The tokens that the prompt would have."""
-        (request,) = self.asked.requests(model)
-        return msgspec.json.encode({"input_tokens": len(model.tokenize(request))})
-
-
-def parse_count(sent: Sent) -> Count:
+def parse_count(sent: Sent) -> Length:
     """What the body of /v1/messages/count_tokens is about.  Raises UsageError that names the field."""
     values = decode(sent.body)
     known = set(MessagesBody.__struct_encode_fields__)
     foreign = {name: value for name, value in values.items() if name not in known}
-    return Count(_common(values, typed(values, CountBody), unknown(foreign, CountBody)))
+    asked = _common(values, typed(values, CountBody), unknown(foreign, CountBody))
+    return Length(asked, lambda n_tokens: {"input_tokens": n_tokens})
 
 
 def _common(values: dict[str, Any], body: CountBody, warnings: tuple[str, ...]) -> Asked:

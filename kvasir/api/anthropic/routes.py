@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,10 +12,8 @@ from kvasir.api.anthropic import models
 from kvasir.api.anthropic.errors import error_body
 from kvasir.api.anthropic.request import parse_count, parse_messages
 from kvasir.api.errors import Fault
-from kvasir.api.house import Handler, House, called_by
-from kvasir.api.marked import Marked, found
-from kvasir.api.names import resolve
-from kvasir.runner.inspect import describe
+from kvasir.api.house import Handler, House
+from kvasir.api.marked import Listing, Marked
 
 HEADERS = ("anthropic-version",)
 PREFIXES = ("/v1", "/v1/v1")  # clients whose base URL ends in /v1 add another
@@ -24,7 +21,7 @@ PREFIXES = ("/v1", "/v1/v1")  # clients whose base URL ends in /v1 add another
 
 def routes(house: House) -> list[Route]:
     """What the server answers in Anthropic's way."""
-    paths = Paths(house)
+    paths = Listing(house, models.page, models.listed, shape)
     messages, count = named(house.asking(parse_messages)), named(house.calling(parse_count))
     return [
         *(Route(f"{each}/messages", messages, methods=["POST"]) for each in PREFIXES),
@@ -32,23 +29,6 @@ def routes(house: House) -> list[Route]:
         Marked("/v1/models", named(paths.models), HEADERS),
         Marked("/v1/models/{model:path}", named(paths.model), HEADERS),
     ]
-
-
-class Paths:
-    """The handlers."""
-
-    def __init__(self, house: House):
-        self._house = house
-
-    async def models(self, request: Request) -> Response:
-        return await found(self._house, lambda: models.page(self._house.infos(), request.query_params), shape)
-
-    async def model(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        return await found(self._house, lambda: self._listed(name), shape)
-
-    def _listed(self, name: str) -> dict[str, Any]:
-        return models.listed(called_by(describe(resolve(name, self._house.aliases)), name))
 
 
 def shape(fault: Fault) -> bytes:

@@ -16,6 +16,7 @@ from kvasir.sampling import SamplingParams
 from kvasir.structured import StructuredOutputsParams
 
 CONFIG = "generationConfig"
+SAME = ("temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty")  # as we call it
 MODES = ("MODE_UNSPECIFIED", "AUTO", "ANY", "NONE", "VALIDATED")
 LEVELS = {
     "THINKING_LEVEL_UNSPECIFIED": None,
@@ -65,6 +66,13 @@ def params(config: GenerationConfig) -> SamplingParams:
         )
     except UsageError as error:
         raise UsageError(_renamed(error.message), hint=error.hint) from None
+
+
+def said(config: GenerationConfig) -> frozenset[str]:
+    """The names in SamplingParams that a generationConfig gives."""
+    given = {name: getattr(config, name) for name in SAME}
+    given |= {"max_tokens": config.max_output_tokens, "stop": config.stop_sequences}
+    return frozenset(name for name, value in given.items() if value is not None)
 
 
 def _within(name: str, value: float | None, low: float, high: float) -> None:

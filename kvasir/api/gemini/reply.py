@@ -59,7 +59,7 @@ class Reply:
 
     # -- a stream ---------------------------------------------------------------------------------
 
-    def begin(self) -> bytes:
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
         return b"" if self._events else b"["
 
     def line(self, event: Event) -> bytes:

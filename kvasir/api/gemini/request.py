@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
-
 from kvasir.api.body import decode, typed, unknown
 from kvasir.api.face import Sent
 from kvasir.api.gemini.body import CountBody, GenerateBody, GenerationConfig, camel
-from kvasir.api.gemini.config import CONFIG, Thoughts, chosen, functions, params, thoughts
+from kvasir.api.gemini.config import CONFIG, Thoughts, chosen, functions, params, said, thoughts
 from kvasir.api.gemini.reply import Reply
 from kvasir.api.gemini.turns import system_text, turns
+from kvasir.api.length import Length
 from kvasir.api.loaded import Loaded
 from kvasir.api.ollama import keep_alive
+from kvasir.api.options import own_context, with_own
 from kvasir.chat import ChatRequest, Message
 from kvasir.errors import UsageError
 from kvasir.sampling import SamplingParams
@@ -39,6 +39,7 @@ class Asked:
     thoughts: Thoughts = field(default_factory=Thoughts)
     stream: bool = False
     events: bool = False
+    said: frozenset[str] = frozenset()
     keep_alive_s: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -55,11 +56,12 @@ class Asked:
             raise UsageError("contents: the last one calls functions", hint="send their functionResponse")
         return (
             ChatRequest(
-                params=self.params,
+                params=with_own(self.params, self.said, model.info.made),
                 messages=self.messages,
                 tools=self.tools,
                 tool_choice=self.tool_choice,
                 parse=True,
+                max_context=own_context(None, model.info.made),
                 think=False if last.role == "assistant" else self.thoughts.think(model),
                 continues=last.role == "assistant",
             ),
@@ -75,32 +77,6 @@ class Asked:
         )
 
 
-@dataclass(frozen=True)
-class Count:
-    """A question for the length of a prompt."""
-
-    asked: Asked
-
-    @property
-    def model(self) -> str:
-        return self.asked.model
-
-    @property
-    def keep_alive_s(self) -> float | None:
-        return self.asked.keep_alive_s
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return self.asked.warnings
-
-    def answer(self, model: Loaded, load_s: float) -> bytes:
-        """The tokens that the prompt would have."""
-        (request,) = self.asked.requests(model)
-        n = len(model.tokenize(request))
-        details = [{"modality": "TEXT", "tokenCount": n}]
-        return msgspec.json.encode({"totalTokens": n, "promptTokensDetails": details})
-
-
 def parse_generate(sent: Sent) -> Asked:
     """What a body of generateContent asks for.  Raises UsageError that names the field."""
     return _asked(sent, camelled(sent.body))
@@ -112,17 +88,22 @@ def parse_stream(sent: Sent) -> Asked:
     return replace(_asked(sent, camelled(sent.body)), stream=True, events=events)
 
 
-def parse_count(sent: Sent) -> Count:
+def parse_count(sent: Sent) -> Length:
     """What a body of countTokens is about: contents, or a whole request.  Raises UsageError."""
     values = camelled(sent.body)
     body = typed(values, CountBody)
     if body.generate_content_request is None:
         told = unknown(values, CountBody)
         asked = _asked(sent, {"contents": values["contents"]} if body.contents else {})
-        return Count(replace(asked, warnings=told))
+        return Length(replace(asked, warnings=told), _counted)
     if body.contents is not None:
         raise UsageError("give contents or generateContentRequest, not both")
-    return Count(_asked(sent, values["generateContentRequest"]))
+    return Length(_asked(sent, values["generateContentRequest"]), _counted)
+
+
+def _counted(n_tokens: int) -> dict[str, Any]:
+    details = [{"modality": "TEXT", "tokenCount": n_tokens}]
+    return {"totalTokens": n_tokens, "promptTokensDetails": details}
 
 
 def camelled(raw: bytes) -> dict[str, Any]:
@@ -164,6 +145,7 @@ def _asked(sent: Sent, values: dict[str, Any]) -> Asked:
         tools=tools,
         tool_choice=choice,
         thoughts=wishes,
+        said=said(config),
         keep_alive_s=None if body.keep_alive is None else keep_alive(body.keep_alive),
         warnings=(
             *unknown(values, GenerateBody),

@@ -10,7 +10,7 @@ from kvasir.api.body import decode, typed
 from kvasir.api.face import Sent
 from kvasir.api.loaded import Loaded
 from kvasir.api.openai import wishes
-from kvasir.api.openai.messages import Tools, WireMessage, messages_of, tools_of
+from kvasir.api.openai.messages import Tools, WireMessage, able, messages_of, tools_of
 from kvasir.api.openai.parts import (
     DONE,
     JSON,
@@ -26,6 +26,7 @@ from kvasir.api.openai.parts import (
     prompt_logprobs,
 )
 from kvasir.api.openai.wishes import StreamOptions, Wishes
+from kvasir.api.options import own_context, with_own
 from kvasir.api.words import short
 from kvasir.chat import ChatRequest, Delta, Event, Finished, Message, ToolPiece
 from kvasir.errors import KvasirError, UsageError
@@ -86,6 +87,7 @@ class Asked:
     priority: int = 0
     tenant: str = ""
     tells_ids: bool = False
+    said: frozenset[str] = frozenset()
     keep_alive_s: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -95,20 +97,16 @@ class Asked:
 
     def requests(self, model: Loaded) -> tuple[ChatRequest, ...]:
         """The one request.  Raises UsageError for what this model cannot do."""
-        can, tools = model.info.capabilities, self.tools.tools
-        if tools and "tools" not in can and self.tools.choice != "none":
-            raise UsageError("tools: this model's template does not support tools")
-        if self.think and "thinking" not in can:
-            raise UsageError("reasoning_effort: this model does not think", hint="leave it out, or say none")
+        tools, think = able(model, self.tools, self.think, "reasoning_effort")
         request = ChatRequest(
-            params=self.params,
+            params=with_own(self.params, self.said, model.info.made),
             messages=self.messages,
-            tools=tools if "tools" in can else (),
+            tools=tools,
             tool_choice=self.tools.choice,
             parallel_tool_calls=self.parallel_tool_calls,
             parse=True,
-            think=self.think if "thinking" in can else None,
-            max_context=self.max_context,
+            think=think,
+            max_context=own_context(self.max_context, model.info.made),
             truncate=self.truncate,
             tenant=self.tenant,
             priority=self.priority,
@@ -159,6 +157,7 @@ def parse(sent: Sent) -> Asked:
         priority=-(body.priority or 0),  # vLLM lets the lowest in first
         tenant=body.cache_salt or "",
         tells_ids=bool(body.return_token_ids),
+        said=wishes.said(body, limit),
         keep_alive_s=wishes.keep_alive_s(body),
         warnings=(*warnings, *_idle(body)),
     )
@@ -203,7 +202,7 @@ class Reply:
         last = asked.messages[-1]
         self._echo = last.content if asked.echo and last.role == "assistant" else ""
 
-    def begin(self) -> bytes:
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
         """A chunk for each answer that says who speaks."""
         delta = {"role": "assistant", "content": self._echo}
         return b"".join(data(self._chunk(i, delta)) for i, _ in enumerate(self._choices))

@@ -27,6 +27,7 @@ from kvasir.api.openai.parts import (
     spelled,
 )
 from kvasir.api.openai.wishes import StreamOptions, Wishes
+from kvasir.api.options import own_context, with_own
 from kvasir.chat import ChatRequest, Delta, Event, Finished, TokenLogprob
 from kvasir.errors import KvasirError, UsageError
 from kvasir.sampling import SamplingParams
@@ -62,6 +63,7 @@ class Asked:
     tenant: str = ""
     tells_ids: bool = False
     tells_prompt_logprobs: bool = False
+    said: frozenset[str] = frozenset()
     keep_alive_s: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -73,11 +75,11 @@ class Asked:
         """A request for each prompt."""
         return tuple(
             ChatRequest(
-                params=self.params,
+                params=with_own(self.params, self.said, model.info.made),
                 prompt=prompt,
                 add_special_tokens=self.add_special_tokens,
                 truncate=self.truncate,
-                max_context=self.max_context,
+                max_context=own_context(self.max_context, model.info.made),
                 priority=self.priority,
                 tenant=self.tenant,
             )
@@ -124,6 +126,7 @@ def parse(sent: Sent) -> Asked:
         tenant=body.cache_salt or "",
         tells_ids=bool(body.return_token_ids),
         tells_prompt_logprobs=body.prompt_logprobs is not None,
+        said=wishes.said(body, body.max_tokens),
         keep_alive_s=wishes.keep_alive_s(body),
         warnings=warnings,
     )
@@ -170,7 +173,7 @@ class Reply:
         self._choices = [_Choice() for _ in range(self._n_each * len(asked.prompts))]
         self._waits = asked.echo and asked.params.logprobs is not None
 
-    def begin(self) -> bytes:
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
         if not self._echoed or self._waits:
             return b""
         chunks = (self._chunk(i, self._echo(i)) for i, _ in enumerate(self._choices))

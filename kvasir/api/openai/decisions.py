@@ -96,7 +96,7 @@ class Reply:
     def __init__(self, asked: Asked, reader: Reader, stamp: Stamp):
         self._asked, self._reader, self._stamp = asked, reader, stamp
 
-    def begin(self) -> bytes:
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
         return b""
 
     def line(self, event: Event) -> bytes:

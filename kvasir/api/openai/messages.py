@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from kvasir.api.loaded import Loaded
 from kvasir.api.words import json_name, short
 from kvasir.chat import Message, ToolCall
 from kvasir.errors import UsageError
@@ -45,6 +46,21 @@ class Tools:
 
     tools: tuple[Mapping[str, Any], ...] = ()
     choice: str = "auto"
+
+
+def able(
+    model: Loaded, tools: Tools, think: bool | str | None, field: str
+) -> tuple[tuple[Mapping[str, Any], ...], bool | str | None]:
+    """The tools and the thinking that a request to this model has.
+
+    Raises UsageError for a model that can do neither; `field`: what thinking was asked for with.
+    """
+    can = model.info.capabilities
+    if tools.tools and "tools" not in can and tools.choice != "none":
+        raise UsageError("tools: this model's template does not support tools")
+    if think and "thinking" not in can:
+        raise UsageError(f"{field}: this model does not think", hint="leave it out, or say none")
+    return tools.tools if "tools" in can else (), think if "thinking" in can else None
 
 
 def messages_of(sent: Sequence[WireMessage]) -> tuple[Message, ...]:

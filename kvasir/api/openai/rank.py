@@ -111,7 +111,7 @@ class Reply:
         self._asked, self._stamp, self._reader = asked, stamp, reader
         self._scores, self._n_tokens = list(scores), n_tokens
 
-    def begin(self) -> bytes:
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
         return b""
 
     def line(self, event: Event) -> bytes:

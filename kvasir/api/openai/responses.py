@@ -14,10 +14,11 @@ from kvasir.api.openai.chat import MAX_LOGPROBS, plain, thinking
 from kvasir.api.openai.forms import of_format
 from kvasir.api.openai.items import messages_of, opened
 from kvasir.api.openai.memory import Responses
-from kvasir.api.openai.messages import Tools, tools_of, with_tool_names
+from kvasir.api.openai.messages import Tools, able, tools_of, with_tool_names
 from kvasir.api.openai.parts import JSON, SSE, Stamp, name_of
 from kvasir.api.openai.responses_reply import Reply
 from kvasir.api.openai.wishes import Wishes
+from kvasir.api.options import own_context, with_own
 from kvasir.api.words import short
 from kvasir.chat import ChatRequest, Message
 from kvasir.errors import UsageError
@@ -69,6 +70,7 @@ class Asked:
     tenant: str = ""
     memory: Responses | None = None
     owner: str = ""
+    said: frozenset[str] = frozenset()
     keep_alive_s: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -78,20 +80,16 @@ class Asked:
 
     def requests(self, model: Loaded) -> tuple[ChatRequest, ...]:
         """The one request.  Raises UsageError for what this model cannot do."""
-        can, tools = model.info.capabilities, self.tools.tools
-        if tools and "tools" not in can and self.tools.choice != "none":
-            raise UsageError("tools: this model's template does not support tools")
-        if self.think and "thinking" not in can:
-            raise UsageError("reasoning.effort: this model does not think", hint="leave it out, or say none")
+        tools, think = able(model, self.tools, self.think, "reasoning.effort")
         request = ChatRequest(
-            params=self.params,
+            params=with_own(self.params, self.said, model.info.made),
             messages=opened(self.instructions, self.messages),
-            tools=tools if "tools" in can else (),
+            tools=tools,
             tool_choice=self.tools.choice,
             parallel_tool_calls=self.parallel_tool_calls,
             parse=True,
-            think=self.think if "thinking" in can else None,
-            max_context=self.max_context,
+            think=think,
+            max_context=own_context(self.max_context, model.info.made),
             truncate=self.truncate,
             tenant=self.tenant,
             priority=self.priority,
@@ -143,6 +141,7 @@ def parse(sent: Sent, memory: Responses) -> Asked:
         tenant=body.cache_salt or "",
         memory=None if body.store is False else memory,
         owner=sent.tenant,
+        said=wishes.said(body, limit),
         keep_alive_s=wishes.keep_alive_s(body),
         warnings=(
             *warnings,

@@ -79,7 +79,7 @@ class Reply:
         self._done: list[Body] = []
         self._end: Finished | None = None
 
-    def begin(self) -> bytes:
+    def begin(self, n_prompt: int = 0, n_cached: int = 0) -> bytes:
         """The response as it is before anything was said; events 0 and 1, whatever was made before."""
         body = {**self._response("in_progress"), "output": []}
         kinds = enumerate(("response.created", "response.in_progress"))

@@ -153,6 +153,13 @@ PLAIN = ("n", "temperature", "top_p", "seed", "presence_penalty", "frequency_pen
      "prompt_logprobs")  # fmt: skip
 
 
+def said(body: Wishes, max_tokens: int | None) -> frozenset[str]:
+    """The names in SamplingParams that a body gives."""
+    given = {name for name in (*PLAIN, "stop") if getattr(body, name) is not None}
+    given |= _options(body.options or {}).keys()
+    return frozenset(given | ({"max_tokens"} if max_tokens is not None else set()))
+
+
 def max_context(body: Wishes) -> int | None:
     """The limit of prompt and answer that Ollama's num_ctx asks for."""
     given = (body.options or {}).get("num_ctx")
