@@ -5,6 +5,7 @@ No HTTP here and no model: the wire format alone.  Source: Ollama's API types (a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -349,7 +350,7 @@ class Calls:
             texts.append(piece.arguments)
             if piece.last:
                 del self._open[piece.number]
-                arguments = msgspec.json.decode("".join(texts) or "{}")
+                arguments = json.loads("".join(texts) or "{}")  # 1e999 too, which msgspec refuses
                 function = {"index": first.number, "name": first.name, "arguments": arguments}
                 whole.append({"id": first.id, "function": function})
         return whole

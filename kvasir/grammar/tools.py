@@ -17,6 +17,8 @@ from kvasir.parsers.syntax import Hole, Pieces
 from kvasir.structured import Constraint, schema
 
 OBJECT = '{"type": "object"}'
+# A space at most between the parts of a call's JSON: what was not asked for is not padded.
+CALL_OPTIONS = {**JSON_OPTIONS, "whitespace_pattern": r"\x20"}
 _NOT_PLAIN = frozenset(
     {"pattern", "format", "minLength", "maxLength", "const", "not", "if", "anyOf", "oneOf", "allOf"}
 )
@@ -59,7 +61,8 @@ def tool_constraint(
     answer = ""
     if may_call and form is not None:
         answer = (
-            f" | {made.written(syntax.text_begin)} {made.json('answer', json.loads(form.text or OBJECT))}"
+            f" | {made.written(syntax.text_begin)} "
+            f"{made.json('answer', json.loads(form.text or OBJECT), JSON_OPTIONS)}"
         )
     made.rules += [f"start: {before}({' '.join(pieces)}{answer})", "SPACE: /[ \\n]{1,3}/"]
     return Constraint("tools", "\n".join(reversed(made.rules)))
@@ -114,11 +117,11 @@ class _Lark:
                 made.append(terminal.partition(":")[0])
         return " ".join(piece for piece in made if piece)
 
-    def json(self, rule: str, parameters: Any) -> str:
+    def json(self, rule: str, parameters: Any, options: Mapping[str, Any] = CALL_OPTIONS) -> str:
         """A rule for values of a JSON schema; its name."""
         if isinstance(parameters, bool):
             parameters = {} if parameters else {"not": {}}
-        whole = {"x-guidance": JSON_OPTIONS, **json.loads(narrowed(json.dumps(parameters)))}
+        whole = {"x-guidance": options, **json.loads(narrowed(json.dumps(parameters)))}
         self.rules.append(f"{rule}: %json {json.dumps(whole)}")
         return rule
 

@@ -19,7 +19,7 @@ _WHOLE = re.compile(r"(?:-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|tr
 _CLOSES = {"{": "}", "[": "]"}
 
 
-class _Scan:
+class Scan:
     """Where a JSON object or array ends (mutable).  Strings may hold raw line breaks: models write them."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ def json_text(reader: Reader) -> Steps[str | None]:
     """The JSON object or array that comes next, as it stands there; None when there is none, or it does not
     end.
     """
-    scan, parts = _Scan(), list[str]()
+    scan, parts = Scan(), list[str]()
     while True:
         stop, whole = scan.feed(reader.text, reader.at)
         parts.append(reader.take(stop - reader.at))

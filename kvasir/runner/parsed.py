@@ -8,6 +8,7 @@ from dataclasses import replace
 from kvasir.chat import ChatRequest, Delta
 from kvasir.grammar.thinking import tail
 from kvasir.parsers.answer import Answer, piece
+from kvasir.parsers.early import Early
 from kvasir.parsers.marks import left_by
 from kvasir.parsers.parts import Part, Said, Thought, tools_of
 from kvasir.runner.prompt import Prompter
@@ -33,6 +34,8 @@ class Parsed:
             shown=frozenset(token for token in known if token is not None),
         )
         self._n_calls = 0
+        forced = request.tool_choice not in ("auto", "none") and tools and state != "open"
+        self._early = Early(family, tools, family.call_id) if forced else None
 
     @property
     def stopped(self) -> str | None:
@@ -51,14 +54,23 @@ class Parsed:
 
     def push(self, token_id: int) -> list[Delta]:
         """What is certain once the token is known, in order; often nothing."""
-        return self._deltas(self._answer.push(self._stream.push(token_id)))
+        return self._pushed(self._stream.push(token_id))
 
     def finish(self, cut: bool = False) -> list[Delta]:
         """What was held back: no more tokens come.  `cut`: there was no room for more."""
-        parts = self._answer.push(self._stream.finish()) + self._answer.finish(cut)
-        deltas = self._deltas(parts)
+        deltas = self._pushed(self._stream.finish())
+        if not (self._early and self._early.begun):
+            deltas += self._deltas(self._answer.finish(cut))
         rest = self._stops.finish()
         return [*deltas, Delta(rest)] if rest else deltas
+
+    def _pushed(self, text: str) -> list[Delta]:
+        parts = self._answer.push(text)
+        told = self._early.push(text) if self._early else []
+        if self._early and self._early.begun:
+            self._n_calls = self._early.n_calls
+            return [Delta("", tool_calls=tuple(told))] if told else []
+        return self._deltas(parts)
 
     def _deltas(self, parts: Sequence[Part]) -> list[Delta]:
         """Each with thought before text before calls, so that their order is kept."""
