@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
+from kvasir.backends.cuda.kernels import attend, inputs
 from kvasir.backends.cuda.kernels import matvec as matvecs
 from kvasir.backends.cuda.kernels.common import Call, Config
 from kvasir.backends.cuda.kernels.elementwise import elementwise
+from kvasir.backends.cuda.kernels.face import Attention, Paged, Rope, Step
 from kvasir.backends.cuda.kernels.matvec import Workspace, matvec
+from kvasir.backends.cuda.kernels.matvec_codes import matvec_codes
 from kvasir.backends.cuda.kernels.norm import norm
+from kvasir.backends.cuda.weights import Blocks
 
 BF16, F16, F32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v4\.b32", r"st\.global\S*\.v4\.b32"
@@ -43,6 +47,48 @@ def floats(*shape: int) -> torch.Tensor:
 
 
 WORK = Workspace.on("meta")
+U8, I8, I32 = torch.uint8, torch.int8, torch.int32
+
+
+def codes(form: str, O: int, D: int) -> Blocks:  # noqa: E741
+    """Weights of 4 or 8 bits as `weights.load` lays them out."""
+    four, eight = meta(O, D // 2, dtype=U8), meta(O, D, dtype=I8)
+    half, supers = meta(O, D // 32, dtype=F16), meta(O, D // 256, dtype=F16)
+    small, low = meta(O, D // 32, dtype=I8), meta(O, D // 32, dtype=U8)
+    return {
+        "Q4_0": Blocks(four, half, None, None, None, None, 4, 32, 8),
+        "Q4_K": Blocks(four, small, low, supers, supers, None, 4, 32, 0),
+        "Q6_K": Blocks(eight, meta(O, D // 16, dtype=I8), None, supers, None, None, 8, 16, 32),
+        "Q8_0": Blocks(eight, half, None, None, None, None, 8, 32, 0),
+        "MXFP4": Blocks(four, low, None, None, None, floats(16), 4, 32, 0, True),
+    }[form]
+
+
+def by_codes(form: str, rows: int = 1, fn: str = "") -> Callable[[], Call]:
+    outputs = 12288 if fn else 4096
+    weights = outputs * 2 if fn else outputs
+    return lambda: matvec_codes(
+        meta(rows, 4096), codes(form, weights, 4096), None, meta(rows, outputs), WORK, fn
+    )
+
+
+def step(rows: int, sequences: int) -> Step:
+    def ids(*shape: int) -> torch.Tensor:
+        return meta(*shape, dtype=I32)
+
+    each = ids(sequences)
+    return Step(
+        ids(rows), ids(rows), ids(sequences + 1), ids(rows), each, ids(sequences, 512), each, each, each,
+        ids(max(rows // 64, 1), 2), rows // sequences,
+    )  # fmt: skip
+
+
+def cache(dtype: torch.dtype = BF16, width: int = 128) -> Paged:
+    return Paged(meta(1000, 8, 16, width, dtype=dtype), meta(1000, 8, 16, width, dtype=dtype))
+
+
+TOLD = Attention(32, 8, 0.088)
+ALL_TOLD = Attention(64, 8, 0.125, window=128, softcap=30.0, sinks=floats(64))
 
 SPECIMENS: dict[str, Specimen] = {
     "rms norm and sum": Specimen(
@@ -85,6 +131,35 @@ SPECIMENS: dict[str, Specimen] = {
     "matvec, e4m3": Specimen(
         lambda: matvec(meta(1, 4096), meta(4096, 4096, dtype=FP8), floats(4096), None, meta(1, 4096), WORK),
         64, 16384, (STREAMED, COPIED), STREAMED,
+    ),
+    "Q4_0, 1 row": Specimen(by_codes("Q4_0"), 168, 8192, (STREAMED,), STREAMED),
+    "Q4_0, gate and up": Specimen(by_codes("Q4_0", 1, "silu"), 168, 8192, (STREAMED,), STREAMED),
+    "Q4_0, 2 rows": Specimen(by_codes("Q4_0", 2), 168, 8192, (STREAMED,), STREAMED),
+    "Q4_K, 1 row": Specimen(by_codes("Q4_K"), 168, 8192, (STREAMED,), STREAMED),
+    "Q6_K, 1 row": Specimen(by_codes("Q6_K"), 168, 8192, (STREAMED,), STREAMED),
+    "Q8_0, 1 row": Specimen(by_codes("Q8_0"), 168, 8192, (STREAMED,), STREAMED),
+    "MXFP4, 1 row": Specimen(by_codes("MXFP4"), 168, 8192, (STREAMED,), STREAMED),
+    "decode attention": Specimen(
+        lambda: attend.decode(meta(4, 4096), cache(), step(4, 4), TOLD, meta(4, 4096), WORK),
+        168, 120 * 1024, (COPIED, r"mma\.sync", r"atom\.\S*acq_rel"),
+    ),
+    "decode attention, windows, caps, sinks": Specimen(
+        lambda: attend.decode(meta(4, 4096), cache(F16, 64), step(4, 4), ALL_TOLD, meta(4, 4096), WORK),
+        168, 120 * 1024, (COPIED, r"mma\.sync"),
+    ),
+    "attention by pieces": Specimen(
+        lambda: attend.by_pieces(meta(256, 4096), cache(), step(256, 2), TOLD, meta(256, 4096)),
+        255, 160 * 1024, (COPIED,), "", (r"wgmma\.mma_async",),
+    ),
+    "attention by pieces, windows, caps, sinks": Specimen(
+        lambda: attend.by_pieces(meta(256, 4096), cache(F16, 64), step(256, 2), ALL_TOLD, meta(256, 4096)),
+        255, 160 * 1024, (COPIED,), "", (r"wgmma\.mma_async",),
+    ),
+    "inputs of attention": Specimen(
+        lambda: inputs.inputs(
+            meta(4, 4096), meta(4, 1024), meta(4, 1024), floats(128), floats(128), 1e-6,
+            Rope(floats(4096, 64), floats(4096, 64)), 32, 8, step(4, 4), cache(), meta(4, 4096), None),
+        64, 256, (), r"ld\.global",
     ),
 }  # fmt: skip
 
