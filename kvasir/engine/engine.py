@@ -402,7 +402,7 @@ class Engine:
         """
         params, position = sequence.params, len(sequence.tokens)
         own = logprobs(row) if params.logprobs is not None else None
-        logits = np.array(row, np.float32)
+        logits = np.require(row, np.float32, "W")  # nobody reads the row again
         for token, bias in params.logit_bias.items():
             logits[token] += bias
         ends = (self.eos_ids if not params.ignore_eos else frozenset()) | frozenset(params.stop_token_ids)
