@@ -21,6 +21,7 @@ from kvasir.engine.sequence import Sequence
 from kvasir.errors import CapacityError
 
 SCORED_ROWS = 32  # of a prompt whose log probabilities are wanted, a step: logits are many numbers
+SPARSE = 8  # of a long prompt's recurrent states those are kept that are an eighth of it apart
 LOOK_AHEAD = 32  # waiting sequences of a tenant that may pass one which had better wait
 
 
@@ -185,12 +186,18 @@ class Scheduler:
         node = sequence.node
         if not (self._use_slots and self._reuse and node) or sequence.n_filed * BLOCK != sequence.n_computed:
             return None
+        if (
+            sequence.n_pending > BLOCK
+            and sequence.n_computed - sequence.n_kept < sequence.n_computed // SPARSE
+        ):
+            return None  # small chunks of a long prompt: the states of others are worth more
         if sequence.snapshot:
             self.radix.forget(sequence.snapshot)
             sequence.keep(None)
         if node.slot >= 0 or (slot := self.radix.take_slot()) is None:
             return None
         self.radix.remember(node, slot)
+        sequence.keep_at(sequence.n_computed)
         if sequence.n_generated:
             sequence.keep(node)
         return sequence.slot, slot

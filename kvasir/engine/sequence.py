@@ -44,6 +44,7 @@ class Sequence:
     n_drafted: int = 0
     n_accepted: int = 0
     n_filed: int = 0
+    n_kept: int = 0  # tokens before the newest recurrent state of it that is kept
     node: Node | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     snapshot: Node | None = None  # after which the newest state of its answer is kept
@@ -117,6 +118,7 @@ class Sequence:
         self.slot = slot
         self.blocks = [node.block for node in path]
         self.n_filed, self.n_computed = len(path), len(path) * BLOCK
+        self.n_kept = self.n_computed
         self.node = path[-1] if path else None
         if not self.begun_at:
             self.begun_at, self.n_cached = perf_counter(), min(self.n_computed, self.n_prompt)
@@ -167,6 +169,10 @@ class Sequence:
     def keep(self, snapshot: Node | None) -> None:
         """The newest state of its answer is kept after this node."""
         self.snapshot = snapshot
+
+    def keep_at(self, n_tokens: int) -> None:
+        """The state after so many of its tokens is kept."""
+        self.n_kept = n_tokens
 
     def drafted(self, n_drafts: int, n_accepted: int) -> None:
         self.n_drafted += n_drafts

@@ -295,6 +295,20 @@ def test_snapshots_of_recurrent_states():
     assert shorter.generated == expected(prompt[:100], 12)
 
 
+def test_a_long_prompt_in_small_chunks_does_not_drive_out_the_states_of_others():
+    engine = Engine(FakeProgram(400, n_slots=44), step_tokens=17, drafter=None)
+    ask(engine, [1] * 100)
+    drain(engine)
+    long = [(i * i) % 60 for i in range(2000)]
+    stream = ask(engine, [2, 3], SamplingParams(temperature=0, max_tokens=300))
+    ask(engine, long)
+    drain(engine)
+    again, same, shorter = ask(engine, [1] * 100), ask(engine, long), ask(engine, long[:1500])
+    drain(engine)
+    assert again.n_cached == 96 and same.n_cached == 1984 and 1280 <= shorter.n_cached < 1500
+    assert stream.generated == expected([2, 3], 300) and shorter.generated == expected(long[:1500], 12)
+
+
 schedules = st.lists(
     st.tuples(
         st.integers(0, 3),  # which beginning it shares
