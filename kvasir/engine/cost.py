@@ -7,7 +7,7 @@ from bisect import bisect_left
 FORGET = 0.2  # share of the newest measurement in a running mean
 DEARER = 0.5  # the same where the newest is above the mean and caution is wanted
 EXTRA = 0.7  # of a step's time may be added to it for a prompt that arrives
-FIRST_ROWS = 4  # while nothing is known
+FEWEST_ROWS = 4  # of a prompt beside answers: with fewer it would hardly get on, whatever they cost
 NEAR = 1.3  # a step of about so many times the rows tells what one takes
 LOOK_AGAIN = 64  # steps with prompts, until one goes without
 
@@ -63,7 +63,8 @@ class Pace:
     1 + EXTRA of what it is without.  What a row of a prompt costs depends on how much lies before it, so it
     is taken from the steps themselves; what a step takes without prompts, from one now and then that has
     none.  Where more wait for their first token than read, those who wait count too: for each of them a step
-    may take EXTRA more.
+    may take EXTRA more.  Where even FEWEST_ROWS cost more than that, as late in a long prompt beside few
+    answers, they are computed all the same.
     """
 
     def __init__(self) -> None:
@@ -78,10 +79,10 @@ class Pace:
         if self._n_mixed >= LOOK_AGAIN or not self._alone.knows(n_decodes):
             return 0
         if not self._row_s:
-            return min(most, FIRST_ROWS)
+            return min(most, FEWEST_ROWS)
         heard = min(n_waiting, 2 * n_decodes + 1)
         extra_s = EXTRA * heard * self._alone.predict(n_decodes)
-        return max(1, min(most, int(extra_s / self._row_s)))
+        return min(most, max(FEWEST_ROWS, int(extra_s / self._row_s)))
 
     def observe(self, n_decodes: int, n_rows: int, seconds: float) -> None:
         """A step with `n_rows` of prompts beside `n_decodes` others took so long."""

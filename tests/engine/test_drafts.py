@@ -165,8 +165,16 @@ class TestPace:
         assert 5 <= self.learned(lambda n, m: 0.02 + 0.004 * (n + m)) <= 6
         assert self.learned(lambda n, m: 0.09 + 0.005 * m, n_decodes=16) >= 11
 
-    def test_a_chunk_with_a_long_past_costs_whatever_its_rows(self):
-        assert 1 <= self.learned(lambda n, m: 0.036 + 0.02 * (m > 0) + 0.005 * m) <= 2
+    def test_a_chunk_costs_something_whatever_its_rows(self):
+        assert 4 <= self.learned(lambda n, m: 0.1 + 0.05 * (m > 0) + 0.005 * m) <= 5
+
+    def test_a_prompt_gets_on_however_dear_its_rows_are(self):
+        pace = Pace()
+        pace.observe(4, 0, 0.03)
+        for _ in range(40):
+            n_rows = pace.rows(4, 1, 512)
+            pace.observe(4, n_rows, 0.03 + 0.02 * n_rows)
+        assert n_rows == 4 and pace.rows(4, 1, 2) == 2
 
     def test_those_who_wait_count_too(self):
         few, many = (self.learned(lambda n, m: 0.036 + 0.004 * m, 3, w) for w in (1, 6))
