@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from kvasir.backends.cuda.kernels import attend, inputs
+from kvasir.backends.cuda.kernels import attend, inputs, recurrent, rows
 from kvasir.backends.cuda.kernels import matvec as matvecs
+from kvasir.backends.cuda.kernels import matvec_codes as matvec_coded
 from kvasir.backends.cuda.kernels.common import Call, Config
 from kvasir.backends.cuda.kernels.elementwise import elementwise
 from kvasir.backends.cuda.kernels.face import Attention, Paged, Rope, Step
 from kvasir.backends.cuda.kernels.matvec import Workspace, matvec
 from kvasir.backends.cuda.kernels.matvec_codes import matvec_codes
 from kvasir.backends.cuda.kernels.norm import norm
-from kvasir.backends.cuda.weights import Blocks
+from kvasir.backends.cuda.weights import Blocks, Dense, Fp8, Weight
 
 BF16, F16, F32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v4\.b32", r"st\.global\S*\.v4\.b32"
@@ -85,6 +86,28 @@ def step(rows: int, sequences: int) -> Step:
 
 def cache(dtype: torch.dtype = BF16, width: int = 128) -> Paged:
     return Paged(meta(1000, 8, 16, width, dtype=dtype), meta(1000, 8, 16, width, dtype=dtype))
+
+
+def rows_of(w: Weight, n: int = 16) -> Callable[[], Call]:
+    return lambda: rows.some_rows(meta(n, 4096), w, None, meta(n, 4096), WORK)
+
+
+def of_experts() -> Call:
+    """Eight of 128 experts for a row of 64."""
+    stack = Dense(meta(128, 1536, 2048))
+    pairs = meta(4096, dtype=I32), meta(256, dtype=I32)
+    return rows.some_rows(meta(64, 2048), stack, floats(128, 1536), meta(512, 1536), WORK, *pairs, 8, 16)
+
+
+def delta_call() -> Call:
+    q, v, gates = meta(4, 2048), meta(4, 4096), floats(4, 32)
+    return recurrent.delta(q, q, v, gates, gates, step(4, 4), floats(5, 32, 128, 128), 16, 32, meta(4, 4096))
+
+
+def conv_call(which: int) -> Callable[[], Call]:
+    return lambda: recurrent.conv(
+        meta(4, 8192), floats(8192, 4), step(4, 4), floats(5, 3 * 8192), meta(4, 8192)
+    )[which]
 
 
 TOLD = Attention(32, 8, 0.088)
@@ -161,14 +184,41 @@ SPECIMENS: dict[str, Specimen] = {
             Rope(floats(4096, 64), floats(4096, 64)), 32, 8, step(4, 4), cache(), meta(4, 4096), None),
         64, 256, (), r"ld\.global",
     ),
+    "16 rows": Specimen(rows_of(Dense(meta(4096, 4096))), 168, 100 * 1024, (COPIED, r"mma\.sync")),
+    "64 rows": Specimen(
+        rows_of(Dense(meta(4096, 4096)), 64), 168, 120 * 1024, (COPIED,), "", (r"wgmma\.mma_async",)
+    ),
+    "16 rows, e4m3": Specimen(
+        rows_of(Fp8(meta(4096, 4096, dtype=FP8), floats(4096))), 255, 100 * 1024, (COPIED,)
+    ),
+    "16 rows, Q4_0": Specimen(
+        rows_of(codes("Q4_0", 4096, 4096)), 255, 100 * 1024, (r"cp\.async", r"mma\.sync")
+    ),
+    "64 rows, Q4_K": Specimen(rows_of(codes("Q4_K", 4096, 4096), 64), 255, 120 * 1024, (r"cp\.async",)),
+    "16 rows, Q8_0": Specimen(rows_of(codes("Q8_0", 4096, 4096)), 255, 100 * 1024, (r"cp\.async",)),
+    "16 rows, MXFP4": Specimen(rows_of(codes("MXFP4", 4096, 4096)), 255, 100 * 1024, (r"cp\.async",)),
+    "experts": Specimen(of_experts, 168, 100 * 1024, (COPIED, r"mma\.sync")),
+    "decoded rows": Specimen(
+        lambda: rows.decoded(codes("Q4_K", 4096, 4096), 0, meta(4096, 4096)), 128, 32 * 1024, (WIDE_STORE,)
+    ),
+    "delta": Specimen(delta_call, 128, 8192, (WIDE_LOAD, WIDE_STORE)),
+    "convolution": Specimen(conv_call(0), 64, 4096, (r"ld\.global",)),
+    "what a convolution keeps": Specimen(conv_call(1), 64, 4096, (r"ld\.global",)),
 }  # fmt: skip
 
 
-def matvec_family() -> Iterator[tuple[Config, Call]]:
+def families() -> Iterator[tuple[Config, Call]]:
+    """Every candidate of every kernel that has some, for `make gpu-kernels`."""
     for config in matvecs.CANDIDATES:
         x, out = meta(4, 4096), meta(4, 4096)
         yield config, matvec(x, meta(4096, 4096), None, None, out, WORK, config=config)
-
-
-# All candidates of a kernel, for `make gpu-kernels`.
-FAMILIES: dict[str, Callable[[], Iterator[tuple[Config, Call]]]] = {"matvec": matvec_family}
+    for config in matvec_coded.CANDIDATES:
+        w = codes("Q4_K", 4096, 4096)
+        yield config, matvec_codes(meta(1, 4096), w, None, meta(1, 4096), WORK, config=config)
+    for config in rows.CANDIDATES:
+        for weight in (Dense(meta(4096, 4096)), codes("Q4_0", 4096, 4096)):
+            yield config, rows.some_rows(meta(16, 4096), weight, None, meta(16, 4096), WORK, config=config)
+    for config in attend.CANDIDATES:
+        q, pieces = meta(4, 4096), meta(256, 4096)
+        yield config, attend.decode(q, cache(), step(4, 4), TOLD, meta(4, 4096), WORK, config)
+        yield config, attend.by_pieces(pieces, cache(), step(256, 2), TOLD, meta(256, 4096), config)

@@ -1,4 +1,4 @@
-"""Every kernel in Triton's interpreter: tests/cuda/interpreted/check_*.py, each in a process of its own.
+"""Every kernel in Triton's interpreter: tests/cuda/interpreted/check_*.py, in a process of their own.
 
 The variable that chooses the interpreter is read when a kernel is defined, so this process cannot run them.
 """
@@ -16,13 +16,12 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
-FILES = sorted(p.name for p in (HERE / "interpreted").glob("check_*.py"))
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_kernels_equal_the_reference(name):
+def test_kernels_equal_the_reference():
+    files = sorted((HERE / "interpreted").glob("check_*.py"))
     said = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "interpreted" / name],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parent.parent, capture_output=True, text=True,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """`face.Kernels` by Triton's kernels; what has none, or is better left to cuBLAS, is torch's.
 
 Which kernel a product takes goes by its rows: up to four a matrix-vector kernel (two with weights of 4 or 8
-bits, whose decoding fills the registers), above that cuBLAS.
+bits, whose decoding fills the registers), then up to 64 one with tl.dot where the weights have to be decoded
+or the table of this GPU names it, above that cuBLAS, to which such weights are decoded in pieces.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvasir.backends.cuda.kernels import attend, inputs, matvec
-from kvasir.backends.cuda.kernels.common import Config
+from kvasir.backends.cuda.kernels import attend, inputs, matvec, recurrent, rows
+from kvasir.backends.cuda.kernels.common import Config, power
 from kvasir.backends.cuda.kernels.elementwise import elementwise
-from kvasir.backends.cuda.kernels.face import Attention, Paged, Rope, Step
+from kvasir.backends.cuda.kernels.experts import sort_pairs
+from kvasir.backends.cuda.kernels.face import Attention, ExpertsOf, Paged, Rope, Step
 from kvasir.backends.cuda.kernels.matvec_codes import matvec_codes
 from kvasir.backends.cuda.kernels.norm import norm
 from kvasir.backends.cuda.kernels.torch_ops import TorchOps
 from kvasir.backends.cuda.weights import Blocks, Dense, Fp8, Weight
+
+PIECE = 4096  # rows of weights that are decoded at a time
 
 # A kernel's name and what fixes its shape -> its configuration on this GPU, or None for the default.
 Chosen = Callable[[str, tuple[int, ...]], Config | None]
@@ -92,8 +96,46 @@ class TritonOps(TorchOps):
     # -- products ---------------------------------------------------------------------------------
 
     def product(self, x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor) -> None:
-        if not self._few(x, weight, bias, out, "", 0.0):
+        if self._few(x, weight, bias, out, "", 0.0):
+            return
+        config = self.chosen("rows", (len(x), out.shape[1], x.shape[1]))
+        own = config is not None or not isinstance(weight, Dense)
+        if len(x) <= rows.MOST_ROWS and own and weight.shape[-1] % 32 == 0:
+            rows.some_rows(x, weight, bias, out, self.work(x), config=config).run()
+        elif isinstance(weight, Blocks) and x.device.type == "cuda":
+            self._by_pieces(x, weight, bias, out)
+        else:
             super().product(x, weight, bias, out)
+
+    def _by_pieces(self, x: Tensor, weight: Blocks, bias: Tensor | None, out: Tensor) -> None:
+        """Weights decoded PIECE rows at a time, each piece multiplied by cuBLAS."""
+        outputs, width = weight.shape
+        piece = torch.empty(min(PIECE, outputs), width, dtype=x.dtype, device=x.device)
+        for first in range(0, outputs, PIECE):
+            own = piece[: outputs - first]
+            rows.decoded(weight, first, own).run()
+            y = F.linear(x, own)
+            to = slice(first, first + len(own))
+            out[:, to] = y if bias is None else y + bias[to]
+
+    # -- experts ----------------------------------------------------------------------------------
+
+    def experts(self, x: Tensor, scores: Tensor, of: ExpertsOf, out: Tensor) -> None:
+        if x.shape[1] % 32 or of.down.shape[-1] % 32:
+            super().experts(x, scores, of, out)
+            return
+        n_pairs, n_experts = len(x) * of.k, scores.shape[1]
+        block = min(max(power(n_pairs // n_experts), 16), rows.MOST_ROWS)
+        by = sort_pairs(scores, of.k, of.route, block)
+        work, inner = self.work(x), of.down.shape[-1]
+        both = torch.empty(n_pairs, 2 * inner, dtype=x.dtype, device=x.device)
+        given = work, by.pairs, by.block_expert
+        rows.some_rows(x, of.gate_up, of.gate_up_bias, both, *given, of.k, block).run()
+        hidden = torch.empty(n_pairs, inner, dtype=x.dtype, device=x.device)
+        self.glu(both[:, :inner], both[:, inner:], of.fn, of.limit, hidden)
+        answers = torch.empty(n_pairs, out.shape[1], dtype=torch.float32, device=x.device)
+        rows.some_rows(hidden, of.down, of.down_bias, answers, *given, 1, block).run()
+        out.copy_((answers.unflatten(0, (-1, of.k)) * by.share[..., None]).sum(1))
 
     def gated(
         self, x: Tensor, gate_up: Weight, bias: Tensor | None, fn: str, limit: float, scratch: Tensor,
@@ -149,18 +191,28 @@ class TritonOps(TorchOps):
             config = self.chosen("pieces", (told.heads, told.kv_heads, cache.k.shape[3]))
             attend.by_pieces(q, cache, step, told, out, config).run()
 
+    def conv(self, x: Tensor, weight: Tensor, step: Step, past: Tensor, out: Tensor) -> None:
+        for call in recurrent.conv(x, weight, step, past, out):
+            call.run()
+
+    def delta(
+        self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, step: Step, memory: Tensor,
+        k_heads: int, v_heads: int, out: Tensor,
+    ) -> None:  # fmt: skip
+        recurrent.delta(q, k, v, decay, beta, step, memory, k_heads, v_heads, out).run()
+
     def attend_fresh(self, q: Tensor, k: Tensor, v: Tensor, step: Step, told: Attention, out: Tensor) -> None:
         plain = not told.softcap and told.sinks is None and not 0 < told.window < step.longest
         if step.host is None or not plain:
             super().attend_fresh(q, k, v, step, told, out)
             return
-        for _, rows in step.host.sequences():
+        for _, own in step.host.sequences():
             queries, keys, values = (
-                x[rows].unflatten(1, (heads, -1)).transpose(0, 1)[None]
+                x[own].unflatten(1, (heads, -1)).transpose(0, 1)[None]
                 for x, heads in ((q, told.heads), (k, told.kv_heads), (v, told.kv_heads))
             )
             y = F.scaled_dot_product_attention(
                 queries, keys.to(q.dtype), values.to(q.dtype), is_causal=told.causal, scale=told.scale,
                 enable_gqa=told.heads != told.kv_heads,
             )  # fmt: skip
-            out[rows] = y[0].transpose(0, 1).flatten(1).to(out.dtype)
+            out[own] = y[0].transpose(0, 1).flatten(1).to(out.dtype)
