@@ -5,7 +5,9 @@ runs in a process of its own, and so do its model and the clients.  First 500 cl
 a prompt of its own; then twice as many as may wait at all (`--max-queue`), some of which must be refused.
 "server, %" is the CPU time of the server's process, of that of server and model together.  Then 16 clients,
 and one, stream with nobody waiting, turn about with the same requests to a `ModelProcess` without HTTP; a
-client's time a token is from its first piece to its last, and the median of all clients counts.
+client's time a token is from its first piece to its last, and the median of all clients counts.  "added" is
+the time between a piece's coming from the model's process and its being read, with HTTP less without, each
+at the median of all pieces.
 
 `python bench/streams.py [--model mead] [--shape qwen3-0.6b --form Q4_0] [--clients 500] [--tokens 16]`
 """
@@ -16,6 +18,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -33,9 +36,11 @@ from bench.measure import Spread, machine, report, say
 from bench.models import model_file
 from kvasir.api.house import House
 from kvasir.api.server import server
-from kvasir.chat import ChatRequest, Delta
+from kvasir.chat import ChatRequest, Delta, Event
+from kvasir.errors import KvasirError
 from kvasir.runner.client import ModelProcess
 from kvasir.runner.registry import Models
+from kvasir.runner.stream import Stream
 from kvasir.sampling import SamplingParams
 from kvasir.settings import MAX_REQUESTS, Address
 
@@ -76,22 +81,42 @@ def serve(model: str, max_queue: int) -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen(2048)
     port = listener.getsockname()[1]
+    put_at: dict[int, list[float]] = {}
+    note(loaded, put_at)
     print(port, loaded.pid, flush=True)
-    server(house, Address("127.0.0.1", port)).run(sockets=[listener])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server lets it through when it has ended
+    try:
+        server(house, Address("127.0.0.1", port)).run(sockets=[listener])
+    finally:
+        print(json.dumps(put_at), flush=True)
+        house.close()
+        loaded.close()
+
+
+def note(model: ModelProcess, put_at: dict[int, list[float]]) -> None:
+    """Has `model` note when pieces of answers come from its process, by the seeds of their requests."""
+    submit = model.submit
+
+    def noting(request: ChatRequest) -> Stream:
+        stream = submit(request)
+        put, times = stream.put, put_at.setdefault(request.params.seed or 0, [])
+
+        def timed(event: Event | KvasirError) -> None:
+            if isinstance(event, Delta) and event.text:
+                times.append(perf_counter())
+            put(event)
+
+        stream.put = timed  # type: ignore[method-assign]
+        return stream
+
+    model.submit = noting  # type: ignore[method-assign]
 
 
 class Server:
     """A server under measurement.  Mutable."""
 
     def __init__(self, model: str, max_queue: int = MAX_REQUESTS):
-        words = [
-            sys.executable,
-            __file__,
-            "--serve",
-            model,
-            "--max-queue",
-            str(max_queue),
-        ]
+        words = [sys.executable, __file__, "--serve", model, "--max-queue", str(max_queue)]
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         self.port, self._model_pid = map(int, self._process.stdout.readline().split())
@@ -100,9 +125,13 @@ class Server:
         """Of the server, and of the model."""
         return _cpu_s(self._process.pid), _cpu_s(self._model_pid)
 
-    def close(self) -> None:
+    def close(self) -> dict[int, list[float]]:
+        """Ends it; when pieces of answers came from the model's process, by seed."""
         self._process.terminate()
+        assert self._process.stdout
+        told = self._process.stdout.read()
         self._process.wait()
+        return {int(seed): times for seed, times in json.loads(told).items()}
 
 
 def _cpu_s(pid: int) -> float:
@@ -131,7 +160,7 @@ async def streamed(port: int, seed: int, n_tokens: int) -> Client:
                 seen.at.append(perf_counter())
                 last = line
             elif line == b"data: [DONE]\n":
-                seen.at.pop()  # the counts, which are no piece
+                del seen.at[-2:]  # the end and the counts, which are no pieces
                 seen.whole = json.loads(last[6:])["usage"]["completion_tokens"] == n_tokens
             elif line.startswith(b'{"error"'):
                 seen.clear = retry
@@ -146,7 +175,7 @@ async def direct(model: ModelProcess, seed: int, n_tokens: int) -> Client:
     wishes = {**DRAWN, "seed": seed, "max_tokens": n_tokens}
     request = ChatRequest(SamplingParams(**wishes), prompt=(5 + seed % 1000, 6, 7 + seed // 1000))
     async for event in model.submit(request):
-        if isinstance(event, Delta):
+        if isinstance(event, Delta) and event.text:
             seen.at.append(perf_counter())
     seen.whole = True
     return seen
@@ -184,29 +213,44 @@ def crowd(name: str, model: str, n_clients: int, n_tokens: int, max_queue: int) 
 def times(name: str, model: str, n_streams: int, n_tokens: int, runs: int) -> dict[str, Any]:
     """A row: medians of the time between two pieces, with HTTP and without, turn about."""
     its, plain = Server(model), ModelProcess.load(model, max_sequences=RUNNING)
-    found: dict[str, list[float]] = {"over HTTP": [], "without": [], "added": []}
+    found: dict[str, list[float]] = {"over HTTP": [], "without": []}
+    put_at: dict[int, list[float]] = {}
+    note(plain, put_at)
+    rounds: list[tuple[range, list[Client], list[Client]]] = []
     try:
         for run in range(runs + 1):
-            seeds = range(run * n_streams, (run + 1) * n_streams)
+            seeds = range(run * n_streams + 1, (run + 1) * n_streams + 1)
             over = asyncio.run(together(lambda seed: streamed(its.port, seed, n_tokens), seeds))
             without = asyncio.run(together(lambda seed: direct(plain, seed, n_tokens), seeds))
             if run:  # the first warms up
-                medians = [statistics.median(c.each_ms(n_tokens) for c in seen) for seen in (over, without)]
-                for key, value in zip(found, (*medians, medians[0] - medians[1]), strict=True):
-                    found[key].append(value)
+                rounds.append((seeds, over, without))
+                for key, seen in zip(found, (over, without), strict=True):
+                    found[key].append(statistics.median(client.each_ms(n_tokens) for client in seen))
     finally:
-        its.close()
+        served_at = its.close()
         plain.close()
-    spreads = {key: Spread.of(values) for key, values in found.items()}
-    say(f"  {name}, {n_streams} streams: {spreads['added']} ms added")
-    met = spreads["added"].median < ADDED_BAR_MS
+    added = [
+        late_ms(served_at, seeds, over) - late_ms(put_at, seeds, without) for seeds, over, without in rounds
+    ]
+    say(f"  {name}, {n_streams} streams: {Spread.of(added)} ms added")
     return {
         "model": name,
         "streams": n_streams,
-        **spreads,
+        **{key: Spread.of(values) for key, values in found.items()},
+        "added": Spread.of(added),
         "bar, ms": ADDED_BAR_MS,
-        "met": met,
+        "met": statistics.median(added) < ADDED_BAR_MS,
     }
+
+
+def late_ms(put_at: dict[int, list[float]], seeds: Sequence[int], seen: Sequence[Client]) -> float:
+    """From a piece's arrival from the model's process to its reading, at the median of all pieces."""
+    each = [
+        read - put
+        for seed, client in zip(seeds, seen, strict=True)
+        for put, read in zip(put_at[seed], client.at, strict=True)
+    ]
+    return 1e3 * statistics.median(each)
 
 
 def main() -> None:
@@ -252,7 +296,7 @@ def main() -> None:
             "bar, ms",
             "met",
         )
-        report("time a token, in ms", about, columns, rows)
+        report("time a token, and what HTTP adds to a piece, in ms", about, columns, rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent / "kvasir"
 # Lowest first; names in one row may import each other only where ALLOWED says so.
 LAYERS = (
     ("errors",),
-    ("durations", "faults"),
+    ("durations", "faults", "child"),
     ("settings",),
     ("structured", "native"),
     ("plan", "quant", "sampling"),

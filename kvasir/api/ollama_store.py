@@ -111,11 +111,12 @@ class Store:
         name, _ = ollama_models.parse_name(await read_body(request))
         self._not_alias(name)
         known = await self._house.in_thread(lambda: resolve(name, self._house.aliases))
+        target = None
         with suppress(KvasirError):  # of a model whose weights are gone nothing is in memory
             target = await self._house.resolved(name)
-            if target.load == target.name or "/" in target.load:  # else it is another model's too
-                await self._house.residents.free(target)
         await self._house.in_thread(lambda: library.delete(known))
+        if target and (target.load == target.name or "/" in target.load):  # else it is another model's too
+            await self._house.residents.free(target)
         return Response(status_code=200)
 
     def _not_alias(self, name: str) -> None:

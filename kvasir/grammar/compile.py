@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from kvasir import faults
+from kvasir import child, faults
 from kvasir.errors import CapacityError, UsageError
 from kvasir.grammar import lark_of
 from kvasir.grammar.guide import Ends, Guide, reason
@@ -264,17 +264,9 @@ class Checker:
         return str(json.loads(answer))
 
     def _end(self) -> None:
-        if self._process is None:
-            return
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    continue
-        self._process.wait()
-        self._process = None
+        if self._process is not None:
+            child.end(self._process)
+            self._process = None
 
 
 def _start() -> subprocess.Popen[bytes]:

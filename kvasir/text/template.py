@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvasir import child
 from kvasir.chat import Message
 from kvasir.errors import CheckpointError, ModelError, UsageError
 
@@ -167,14 +168,7 @@ class _Worker:
         return self._receive(deadline)
 
     def kill(self) -> None:
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    continue
-        self._process.wait()
+        child.end(self._process)
 
     def _send(self, value: Any) -> None:
         body = json.dumps(value).encode()

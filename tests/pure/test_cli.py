@@ -136,7 +136,7 @@ def test_standard_input_goes_before_the_prompt(model: FakeModel, monkeypatch) ->
     [
         (["rnu"], None, "unknown command 'rnu' (did you mean run?)"),
         (["--verson"], None, "unknown option"),
-        (["run"], None, "model"),
+        (["run"], None, "needs a MODEL"),
         (["run", "mead", "--verbos", "hi"], None, "unknown option '--verbos' (did you mean --verbose?)"),
         (["run", "mead", "--temperature", "hot", "hi"], None, "'hot' is not a number"),
         (

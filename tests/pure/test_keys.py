@@ -51,7 +51,7 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(home: Path, capsys: pytest.Captu
         (["rm", "x"], "no key named"),
         (["rm", "x", "--tokens-per-minute", "5"], "limits and --admin go with"),
         (["rm", "x", "--admin"], "go with `kvasir keys add`"),
-        (["sell", "x"], "invalid choice"),
+        (["sell", "x"], "knows no 'sell'"),
     ],
 )
 def test_what_cannot_be_done_is_said(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
