@@ -180,9 +180,7 @@ def test_errors_have_their_status(client: ollama.Client) -> None:
             ask()
         assert caught.value.status_code == status and says in caught.value.error
     assert client.pull("mead").status == "success"
-    assert "mead:latest" in [
-        model.model for model in client.ps().models
-    ]
+    assert "mead:latest" in [model.model for model in client.ps().models]
 
 
 def test_closed_questions(client: ollama.Client) -> None:
