@@ -12,10 +12,11 @@ from kvasir.backends.cuda.kernels import matvec as matvecs
 from kvasir.backends.cuda.kernels import matvec_codes as matvec_coded
 from kvasir.backends.cuda.kernels.common import Call, Config
 from kvasir.backends.cuda.kernels.elementwise import elementwise
-from kvasir.backends.cuda.kernels.face import Attention, Paged, Rope, Step
+from kvasir.backends.cuda.kernels.face import Attention, Paged, Rope, Sampling, Step
 from kvasir.backends.cuda.kernels.matvec import Workspace, matvec
 from kvasir.backends.cuda.kernels.matvec_codes import matvec_codes
 from kvasir.backends.cuda.kernels.norm import norm
+from kvasir.backends.cuda.kernels.sample import sample
 from kvasir.backends.cuda.weights import Blocks, Dense, Fp8, Weight
 
 BF16, F16, F32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
@@ -110,6 +111,11 @@ def conv_call(which: int) -> Callable[[], Call]:
     )[which]
 
 
+def choice() -> Call:
+    how = Sampling(floats(4), meta(4, dtype=I32), floats(4), floats(4), meta(4, dtype=torch.float64))
+    return sample(floats(4, 151936), how, meta(4, dtype=I32))
+
+
 TOLD = Attention(32, 8, 0.088)
 ALL_TOLD = Attention(64, 8, 0.125, window=128, softcap=30.0, sinks=floats(64))
 
@@ -201,6 +207,7 @@ SPECIMENS: dict[str, Specimen] = {
     "decoded rows": Specimen(
         lambda: rows.decoded(codes("Q4_K", 4096, 4096), 0, meta(4096, 4096)), 128, 32 * 1024, (WIDE_STORE,)
     ),
+    "choosing": Specimen(choice, 128, 1024, (WIDE_LOAD,)),
     "delta": Specimen(delta_call, 128, 8192, (WIDE_LOAD, WIDE_STORE)),
     "convolution": Specimen(conv_call(0), 64, 4096, (r"ld\.global",)),
     "what a convolution keeps": Specimen(conv_call(1), 64, 4096, (r"ld\.global",)),

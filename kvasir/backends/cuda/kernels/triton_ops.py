@@ -17,9 +17,10 @@ from kvasir.backends.cuda.kernels import attend, inputs, matvec, recurrent, rows
 from kvasir.backends.cuda.kernels.common import Config, power
 from kvasir.backends.cuda.kernels.elementwise import elementwise
 from kvasir.backends.cuda.kernels.experts import sort_pairs
-from kvasir.backends.cuda.kernels.face import Attention, ExpertsOf, Paged, Rope, Step
+from kvasir.backends.cuda.kernels.face import Attention, ExpertsOf, Paged, Rope, Sampling, Step
 from kvasir.backends.cuda.kernels.matvec_codes import matvec_codes
 from kvasir.backends.cuda.kernels.norm import norm
+from kvasir.backends.cuda.kernels.sample import sample
 from kvasir.backends.cuda.kernels.torch_ops import TorchOps
 from kvasir.backends.cuda.weights import Blocks, Dense, Fp8, Weight
 
@@ -216,3 +217,8 @@ class TritonOps(TorchOps):
                 enable_gqa=told.heads != told.kv_heads,
             )  # fmt: skip
             out[own] = y[0].transpose(0, 1).flatten(1).to(out.dtype)
+
+    # -- choosing ---------------------------------------------------------------------------------
+
+    def choose(self, logits: Tensor, how: Sampling, out: Tensor) -> None:
+        sample(logits, how, out).run()
