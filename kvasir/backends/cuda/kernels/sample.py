@@ -2,9 +2,9 @@
 
 Candidates stand by logit, highest first, the lower id first among equals.  Every cut (top-k, top-p, min-p)
 keeps a beginning of that order: all logits above some value and the first few of those equal to it.  So the
-state is (tau, few), and each step looks for the value where a sum over the logits that are not below it passes
-a goal: 32 halvings of the range of a float's bits, each a pass over the row, which lies in the L2 cache.
-Weights and sums are float64, as the law's.
+state is (tau, few), and each step looks for the value where a sum over the logits that are not below it
+passes a goal: 32 halvings of the range of a float's bits, each a pass over the row, which lies in the L2
+cache.  Weights and sums are float64, as the law's.
 
 Bound by those passes, at most 96 of them: a program a row, so that many rows take as long as one.
 Tests: tests/cuda/interpreted/check_sample.py, against `sampling.choose`.
