@@ -88,7 +88,7 @@ class LLM:
         self,
         model: str,
         *,
-        backend: str = "cpu",
+        backend: str = "",
         threads: int | None = None,
         max_model_len: int | None = None,
         kv_format: str | None = None,

@@ -1,4 +1,4 @@
-"""Every switch of the environment: one typed table, ten at most and one for tests.
+"""Every switch of the environment: one typed table, eleven at most and two for tests.
 
 A value that does not parse is fatal.
 """
@@ -20,6 +20,7 @@ DEFAULT_PORT = 11434
 MAX_REQUESTS = 512  # that a server answers and keeps waiting together; more are refused
 GRACE_S = 25.0  # for answers under way when a server is to stop: a container is killed after 30
 ISAS = ("auto", "portable", "avx2")
+BACKENDS = ("auto", "cpu", "cuda", "cuda-invariant")
 KV_FORMATS = ("f16", "q8_0", "f32")
 
 
@@ -38,6 +39,7 @@ class Address:
 class Settings:
     """The switches, parsed.  None: the program chooses.  A `keep_alive_s` of inf: for ever."""
 
+    backend: str = "auto"
     isa: str = "auto"
     threads: int | None = None
     models: Path = Path("~/.kvasir/models")
@@ -125,6 +127,9 @@ def _keep_alive(text: str) -> float:
 
 
 SWITCHES: tuple[Switch, ...] = (
+    Switch("KVASIR_BACKEND", "backend", _choice(*BACKENDS), "auto|cpu|cuda|cuda-invariant",
+           "what computes; auto takes a GPU if torch is there and sees one, and the CPU otherwise; "
+           "cuda-invariant gives an answer the same bits whatever else runs, and is slower"),
     Switch("KVASIR_ISA", "isa", _choice(*ISAS), "auto|portable|avx2",
            "which build of the CPU kernels runs; auto takes the best one that this machine has"),
     Switch("KVASIR_THREADS", "threads", _integer(1, 1024), "1..1024",

@@ -21,7 +21,7 @@ def switches_page() -> str:
     """docs/switches.md."""
     return (
         "# Switches\n\n"
-        f"Every variable of the environment that Kvasir reads: {len(SWITCHES)}; ten at most,\n"
+        f"Every variable of the environment that Kvasir reads: {len(SWITCHES)}; eleven at most,\n"
         "but for tests. A value that does not parse ends the program with an error; an empty value\n"
         "counts as not set; a `KVASIR_*` variable that nothing reads is warned of. `make docs` writes\n"
         "this from `kvasir/settings.py`.\n\n" + settings_table() + "\n## Fault points\n\n"

@@ -59,7 +59,7 @@ def running(info: ModelInfo, expires: datetime) -> dict[str, Any]:
         "digest": info.digest,
         "details": _details(info),
         "expires_at": rfc3339(expires),
-        "size_vram": 0,
+        "size_vram": round(info.gpu_share * info.size_bytes),
         "context_length": info.context,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kvasir.api import catalog, ollama, ollama_embed
 from kvasir.api.house import House, called_by, warned
 from kvasir.api.http import json_response, read_body
 from kvasir.api.names import resolve
+from kvasir.backends.nvml import readings
 from kvasir.checkpoint.open import open_checkpoint
 from kvasir.runner.inspect import describe
 from kvasir.runner.prompt import template_source
@@ -92,7 +94,9 @@ class Ollama:
             elif seat.users:
                 stage = house.loader.stage(seat.name) or "waiting for room"
                 entries.append(catalog.loading(Path(name).name, stage, seat.bytes))
-        return json_response({"models": entries})
+        found = await house.in_thread(readings)
+        gpus = {"gpus": [asdict(gpu) for gpu in found]} if found else {}  # not Ollama's
+        return json_response({"models": entries, **gpus})
 
     async def show(self, request: Request) -> Response:
         name, verbose = catalog.parse_show(await read_body(request))

@@ -24,6 +24,7 @@ from kvasir.api.http import JSON, json_response
 from kvasir.api.measures import Labels
 from kvasir.api.openapi import document
 from kvasir.api.residents import Seat
+from kvasir.backends.nvml import Reading, readings
 from kvasir.runner.pulse import outside
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -76,6 +77,8 @@ class Own:
             yield "kvasir_kv_blocks_free", labels, pulse.n_free
             yield "kvasir_model_steps", labels, pulse.steps
             yield "kvasir_model_memory_bytes", labels, seat.model.own_bytes
+        for gpu in readings():
+            yield from _of_gpu(gpu)
         yield "kvasir_requests_in_flight", (), self._house.residents.n_requests
         usage = resource.getrusage(resource.RUSAGE_SELF)
         yield "process_cpu_seconds_total", (), usage.ru_utime + usage.ru_stime
@@ -103,6 +106,21 @@ class Own:
                 for seat in seats
             ],
         }
+
+
+def _of_gpu(gpu: Reading) -> Iterator[tuple[str, Labels, float]]:
+    """What the driver tells of a GPU; nothing of what it does not."""
+    labels = (("gpu", str(gpu.index)), ("name", gpu.name))
+    yield "kvasir_gpu_memory_bytes", labels, gpu.total_bytes
+    yield "kvasir_gpu_memory_used_bytes", labels, gpu.used_bytes
+    told = (
+        ("utilization_ratio", gpu.utilization),
+        ("power_watts", gpu.power_w),
+        ("energy_joules_total", gpu.energy_j),
+    )
+    for name, value in told:
+        if value is not None:
+            yield f"kvasir_gpu_{name}", labels, value
 
 
 def shown_name(seat: Seat) -> str:

@@ -106,6 +106,27 @@ class Program(Protocol):
         ...
 
 
+class Pending(Protocol):
+    """A step under way."""
+
+    def ids(self) -> Ints:
+        """What its rows chose, [R]; waits for it."""
+        ...
+
+
+class Ahead(Protocol):
+    """What a program may offer besides: steps that choose where they run, begun without waiting."""
+
+    @property
+    def can_begin(self) -> bool: ...
+
+    def begin(self, batch: Batch, chosen: Sequence[SamplingParams], drawn: Sequence[float]) -> Pending:
+        """Begins a decode whose rows choose as `Program.choose` would, without penalties and typical-p.  A
+        token of the batch below 0, -1 - r, is what row r of the step begun before this one chose.
+        """
+        ...
+
+
 class Backend(Protocol):
     """A way to run plans."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Memory, Seen
+from kvasir.backends.choice import choose
 from kvasir.backends.cpu_compile import Compiled, build
 from kvasir.backends.cpu_threads import cores
 from kvasir.backends.packed import Packed
@@ -177,14 +178,7 @@ class CpuProgram:
 
     def choose(self, logits: Floats, recent: Sequence[int], params: SamplingParams, drawn: float) -> int:
         """The next token for logits [V] (changed in place).  Raises Bug when no logit is above -inf."""
-        native, p = self.backend.kernels, params
-        penalties = (p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
-        if len(recent) and penalties != (1, 0, 0):
-            native.penalize(logits, np.asarray(recent, np.int32), *penalties)
-        try:
-            return int(native.sample(logits, p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p, drawn))
-        except ValueError as error:
-            raise Bug(f"{self.plan.name} gave no usable logits: {error}") from None
+        return choose(self.backend.kernels, self.plan.name, logits, recent, params, drawn)
 
     def poison(self, on: bool = True) -> None:
         """Fills the arena with NaN before each step, so that an op that reads what nobody wrote shows."""

@@ -23,6 +23,7 @@ COMMANDS = {
     "ps": "the models that the server has in memory",
     "stop": "have the server free a model",
     "top": "what the server is doing, live",
+    "tune": "measure which kernels are fastest on this GPU",
     "create": "make a model of another, as a Modelfile says",
     "cp": "give a model a further name",
     "rm": "delete models",

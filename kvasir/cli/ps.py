@@ -17,7 +17,10 @@ YEAR_S = 365 * 86400
 def command(words: Sequence[str], settings: Settings) -> int:
     """Runs the command.  Raises UsageError when no server runs."""
     Parser("ps", "The models in memory: size, processor, context, and how long they stay.").read(words)
-    print(table(ask(settings, "GET", "/api/ps")["models"], datetime.now(UTC)))
+    told = ask(settings, "GET", "/api/ps")
+    print(table(told["models"], datetime.now(UTC)))
+    for gpu in told.get("gpus", ()):
+        print(gpu_line(gpu))
     return 0
 
 
@@ -36,6 +39,19 @@ def table(models: Sequence[dict[str, Any]], now: datetime) -> str:
         )
         rows.append(row)
     return columns(rows)
+
+
+def gpu_line(gpu: dict[str, Any]) -> str:
+    """One GPU: its memory, and what else its driver tells."""
+    used, total = int(gpu["used_bytes"]), int(gpu["total_bytes"])
+    parts = [f"GPU {gpu['index']} {gpu['name']}: {human_bytes(used)} of {human_bytes(total)}"]
+    if gpu.get("utilization") is not None:
+        parts.append(f"{100 * gpu['utilization']:.0f} % busy")
+    if gpu.get("power_w") is not None:
+        parts.append(f"{gpu['power_w']:.0f} W")
+    if gpu.get("energy_j") is not None:
+        parts.append(f"{gpu['energy_j'] / 3.6e6:.1f} kWh since its driver was loaded")
+    return ", ".join(parts)
 
 
 def processor(size: int, on_gpu: int) -> str:

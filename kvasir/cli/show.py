@@ -14,6 +14,7 @@ from kvasir.cli.parser import Parser
 from kvasir.errors import ModelError, UsageError
 from kvasir.models import build
 from kvasir.plan.show import roofline, show
+from kvasir.runner.device import where
 from kvasir.runner.inspect import ModelInfo, describe
 from kvasir.runner.prompt import template_source
 from kvasir.settings import Settings
@@ -51,7 +52,9 @@ def command(words: Sequence[str], settings: Settings) -> int:
             raise UsageError("--past must be a number of tokens from 0")
         print("\n\n".join(_costs(values, settings)))
     else:
-        print(summary(describe(values.model)))
+        print(
+            summary(describe(values.model), where(*build(open_checkpoint(find(values.model).path)), settings))
+        )
         if values.verbose:
             print(_details(values.model))
     return 0
@@ -70,7 +73,7 @@ def _costs(values: argparse.Namespace, settings: Settings) -> list[str]:
     return told
 
 
-def summary(info: ModelInfo) -> str:
+def summary(info: ModelInfo, runs_on: str = "") -> str:
     """What the model is, in Ollama's sections."""
     model = {
         "architecture": info.architecture,
@@ -83,6 +86,8 @@ def summary(info: ModelInfo) -> str:
     kept = kept_bytes(info.path)
     if kept:
         model["repacked"] = f"{kept / 1e6:,.0f} MB in {cache_folder()} (KVASIR_PACKED_GB)"
+    if runs_on:
+        model["processor"] = runs_on
     lines = ["  Model", *(f"    {name:<20}{value}" for name, value in model.items()), ""]
     lines += ["  Capabilities", *(f"    {name}" for name in info.capabilities), ""]
     made = info.made

@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Batch, Floats, Program
+from kvasir.backends.base import BLOCK, Ahead, Batch, Floats, Program
 from kvasir.chat import FinishReason, TokenLogprob
 from kvasir.engine.adapters import Adapters
+from kvasir.engine.ahead import Pilot, positions_after
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.cost import StepCost
 from kvasir.engine.disk import Disk
@@ -62,6 +63,7 @@ class Engine:
         reuse: bool = True,
         drafter: Drafter | Literal["ngram"] | None = "ngram",
         disk: Disk | None = None,
+        ahead: Ahead | None = None,
     ):
         slotted = self._slotted = any(s.kind == "slot" for s in program.plan.states.values())
         memory = program.memory
@@ -80,6 +82,7 @@ class Engine:
             reuse and bool(program.plan.states),
             disk,
         )
+        self.pilot = Pilot(ahead, self.scheduler) if ahead and ahead.can_begin and not slotted else None
         self.speculation: Speculation | None = None
         self._saved = dict[Sequence, int]()  # slots of states before the guesses of the step under way
         if drafter is not None:
@@ -197,6 +200,8 @@ class Engine:
         are all computed.
         """
         started = perf_counter()
+        if self.pilot and self.pilot.is_flying:
+            return self._landed(started)
         parts = self.scheduler.schedule()
         if not parts:
             if self.scheduler.disk and self.scheduler.disk.is_loading:
@@ -206,6 +211,9 @@ class Engine:
             self.program.copy_slot(source, target)
         self.scheduler.copies.clear()
         parts = self._with_drafts(parts)
+        if self.pilot and self.pilot.takes(parts):
+            self.pilot.begin(parts, self._batch(parts))
+            return self._landed(started)
         counts = [p.n_logits for p in parts]
         masks = self.masks.start(parts)  # computed while the step runs
         try:
@@ -219,6 +227,28 @@ class Engine:
             self._saved.clear()
         self.totals.stepped(sum(p.n_rows for p in parts), len(found), perf_counter() - started)
         return found
+
+    def _landed(self, started: float) -> list[Token]:
+        """The tokens that the step under way chose; the next one is begun before they are read."""
+        assert self.pilot is not None
+        found = list[Token]()
+        for sequence, token_id in self.pilot.land(self._batch_after):
+            sequence.computed(1)
+            found.append(Token(sequence, token_id, self._appended(sequence, token_id)))
+            if found[-1].finished:
+                self.finish(sequence, found[-1].finished)
+            else:
+                self._keep(sequence)
+        self.totals.stepped(len(found), len(found), perf_counter() - started)
+        return found
+
+    def _batch_after(self, sequences: list[Sequence]) -> Batch:
+        """One row of each, after its last token; which token is not said."""
+        blocks = np.full((len(sequences), max(len(s.blocks) for s in sequences)), -1, np.int32)
+        for n, sequence in enumerate(sequences):
+            blocks[n, : len(sequence.blocks)] = sequence.blocks
+        counted, none = np.arange(len(sequences) + 1, dtype=np.int32), np.full(len(sequences), -1, np.int32)
+        return Batch(none, positions_after(sequences), counted, blocks, none, counted[:-1])
 
     def _observe(self, parts: list[Part], seconds: float) -> None:
         """Learns what the step that was just computed tells of the cost of rows."""
@@ -420,16 +450,21 @@ class Engine:
         recent = sequence.tokens if back < 0 else sequence.tokens[-back:] if back else []
         drawn = uniform(sequence.seed, sequence.index, position) if params.temperature else 0.0
         token_id = self.program.choose(logits, recent, params, drawn)
-        sequence.append(token_id)
-        reason: FinishReason | None = None
-        if token_id in ends or (sequence.guide and (sequence.guide.complete or token_id in self.eos_ids)):
-            reason = "stop"
-        elif len(sequence.tokens) >= sequence.limit or sequence.n_generated == params.max_tokens:
-            reason = "length"
+        reason = self._appended(sequence, token_id)
         logprob = (
             _logprob(own, token_id, params.logprobs, params.logprob_token_ids) if own is not None else None
         )
         return Token(sequence, token_id, reason, logprob)
+
+    def _appended(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        """Appends its next token; why it ends with that, if it does."""
+        sequence.append(token_id)
+        params = sequence.params
+        ends = (self.eos_ids if not params.ignore_eos else frozenset()) | frozenset(params.stop_token_ids)
+        if token_id in ends or (sequence.guide and (sequence.guide.complete or token_id in self.eos_ids)):
+            return "stop"
+        full = len(sequence.tokens) >= sequence.limit or sequence.n_generated == params.max_tokens
+        return "length" if full else None
 
 
 def _score(sequence: Sequence, rows: Floats) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kvasir.plan import ops
-from kvasir.plan.ops import Op
+from kvasir.plan.ops import Op, Value
 from kvasir.plan.plan import Plan
 
 ROWS = ("T", "R", "N")  # an arena for each kind of rows: logits of R rows must not cost T rows of memory
@@ -34,15 +34,19 @@ class Layout:
     widths: tuple[int, int, int]
 
 
-def layout(plan: Plan, groups: Sequence[Group] = ()) -> Layout:
+def layout(plan: Plan, groups: Sequence[Group] = (), beside: Sequence[tuple[int, ...]] = ()) -> Layout:
     """Packs the values of a plan into three arenas, reusing room once its last reader ran.
 
     `Columns` costs nothing: it is its input seen from another column (except as the plan's output).  A group
-    of ops (default: each op is one) never writes over what it reads, or over what it writes.
+    of ops (default: each op is one) never writes over what it reads, or over what it writes.  `beside`: ids
+    of values of one group that are to lie side by side, as columns of one matrix.
     """
     assert plan.output is not None, f"{plan.name} has no output"
     steps = groups or [Group((i,)) for i in range(len(plan.ops))]
     last = _last_readers(plan, steps)
+    joined = {id: ids for ids in beside for id in ids}
+    for ids in beside:
+        last[ids[0]] = max(last[id] for id in ids)
     rooms = [_Room() for _ in ROWS]
     places: dict[int, Place] = {}
     own: dict[int, int] = {}  # values with room of their own -> its floats
@@ -54,6 +58,9 @@ def layout(plan: Plan, groups: Sequence[Group] = ()) -> Layout:
             elif isinstance(op, ops.Columns) and places[op.x.id].base != OUTPUT:
                 at = places[op.x.id]
                 places[v.id] = Place(at.base, at.offset, at.column + op.start, at.stride, v.width)
+            elif v.id in joined:
+                if v.id not in places:
+                    places |= _side_by_side([plan.ops[id].out for id in joined[v.id]], rooms, own)
             else:
                 own[v.id] = -(-v.width // ALIGN) * ALIGN
                 base = ROWS.index(v.rows)
@@ -61,6 +68,18 @@ def layout(plan: Plan, groups: Sequence[Group] = ()) -> Layout:
         for ended in [id for id in own if last[id] == n]:
             rooms[places[ended].base].give(places[ended].offset, own.pop(ended))
     return Layout(places, (rooms[0].top, rooms[1].top, rooms[2].top))
+
+
+def _side_by_side(values: Sequence[Value], rooms: Sequence[_Room], own: dict[int, int]) -> dict[int, Place]:
+    """Places in one area, whose room stands in `own` under the first value."""
+    base, width = ROWS.index(values[0].rows), sum(v.width for v in values)
+    own[values[0].id] = -(-width // ALIGN) * ALIGN
+    offset, column = rooms[base].take(own[values[0].id]), 0
+    found = dict[int, Place]()
+    for v in values:
+        found[v.id] = Place(base, offset, column, width, v.width)
+        column += v.width
+    return found
 
 
 def _places_in(groups: Sequence[Group]) -> dict[int, int]:

@@ -118,7 +118,7 @@ class ModelProcess:
         cls,
         name: str,
         *,
-        backend: str = "cpu",
+        backend: str = "",
         threads: int | None = None,
         context: int | None = None,
         n_blocks: int | None = None,

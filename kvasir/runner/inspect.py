@@ -41,6 +41,8 @@ class ModelInfo:
     license: str
     capabilities: tuple[str, ...]  # of completion, embedding, tools, thinking, insert
     made: Made | None = None  # what a model that was made of another adds to it
+    gpu_share: float = 0.0  # of its memory that is a GPU's, once it is loaded
+    placement: str = ""  # and why
 
     @property
     def parameter_size(self) -> str:

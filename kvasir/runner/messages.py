@@ -38,7 +38,7 @@ class Load(Frame):
     """The first frame.  `nth`: how many processes ran this model in this server, this one included."""
 
     name: str
-    backend: str = "cpu"
+    backend: str = ""
     threads: int | None = None
     context: int | None = None
     n_blocks: int | None = None

@@ -14,10 +14,8 @@ from typing import Literal
 
 from kvasir import faults
 from kvasir.backends.base import Backend, Memory
-from kvasir.backends.cpu import CpuBackend
-from kvasir.backends.cpu_check import CheckedBackend
+from kvasir.backends.devices import chosen
 from kvasir.backends.packed import Packed, cache_folder, source_of
-from kvasir.backends.reference import Reference
 from kvasir.chat import ChatRequest, Delta, Embedding, Finished, FinishReason, Spelled
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.engine.disk import Disk
@@ -33,8 +31,9 @@ from kvasir.native import kernels
 from kvasir.parsers.parts import tools_of
 from kvasir.plan.passes import adapt
 from kvasir.runner.adapters import AdapterInfo, Base, unknown
+from kvasir.runner.device import ahead_of, backend_named, memory_on, with_place
 from kvasir.runner.inspect import ModelInfo, info
-from kvasir.runner.memory import MAX_SEQUENCES, memory_for
+from kvasir.runner.memory import MAX_SEQUENCES
 from kvasir.runner.parsed import Parsed
 from kvasir.runner.prefix import disk_for
 from kvasir.runner.prompt import Prompter, tokenizer_of
@@ -101,7 +100,7 @@ class Model:
         cls,
         name: str,
         *,
-        backend: str = "cpu",
+        backend: str = "",
         threads: int | None = None,
         context: int | None = None,
         n_blocks: int | None = None,
@@ -117,12 +116,14 @@ class Model:
         blocks of 16 tokens (default: by the memory there is).  `draft` names a smaller model with the same
         vocabulary that guesses tokens to come; without it the text so far does.  `adapters`: paths of LoRA
         adapters by the names that requests choose them by.  `max_sequences` are computed at a time.
+        `backend`: cpu, cuda, torch (the cuda backend's program on this machine's cores), reference; without
+        it KVASIR_BACKEND decides.
         Raises UsageError, ModelError, CheckpointError, CapacityError; nothing that was started is left then.
         """
         if context is not None and context < 0:
             raise UsageError(f"a context of {context} tokens makes no sense")
         start, switches = perf_counter(), read_settings()
-        file = find(name)
+        file, backend = find(name), backend or chosen(switches.backend)
         progress("reading the file")
         checkpoint = open_checkpoint(file.path)
         plan, weights = build(checkpoint, context)
@@ -132,22 +133,24 @@ class Model:
         packed = packed_for(checkpoint, switches) if backend == "cpu" else None
         prompter = Prompter.of(checkpoint, file.made)
         try:
-            memory = memory_for(plan, kv_format or switches.kv, n_blocks, switches.cache_gb)
+            runs_on = backend_named(backend, threads, switches.check, packed)
+            asked = (kv_format or switches.kv, n_blocks, switches.cache_gb)
+            memory = memory_on(runs_on, plan, weights, *asked)
             progress("repacking the weights")
             faults.reach("runner.repack")
-            runs_on = backend_named(backend, threads, switches.check, packed)
             takes_adapters = plan.output is not None and plan.output.rows != "N"
             program = runs_on.compile(adapt(plan) if takes_adapters else plan, weights, memory)
+            known = with_place(info(file, checkpoint, plan), runs_on)
             drafter: ModelDrafter | Literal["ngram"] = "ngram"
             if draft:
                 drafter = draft_model(draft, prompter.tokenizer, runs_on, memory)
             disk = disk_for(file.name, checkpoint, plan, memory, program, backend, switches)
             engine = Engine(
                 watched(program, weights, switches.debug), prompter.eos_ids, max_sequences,
-                drafter=drafter, disk=disk,
+                drafter=drafter, disk=disk, ahead=ahead_of(runs_on, program, draft, switches.debug),
             )  # fmt: skip
             base = Base(checkpoint.config, plan)
-            model = cls(info(file, checkpoint, plan), prompter, engine, perf_counter() - start, base)
+            model = cls(known, prompter, engine, perf_counter() - start, base)
         except BaseException:  # Ctrl-C included
             prompter.close()
             raise
@@ -537,18 +540,6 @@ def packed_for(checkpoint: Checkpoint, switches: Settings) -> Packed | None:
     packed = Packed(cache_folder(), source, int(switches.packed_gb * 1e9), switches.check, say=say)
     packed.open(kernels())
     return packed
-
-
-def backend_named(
-    name: str, threads: int | None, check: bool = False, packed: Packed | None = None
-) -> Backend:
-    """The backend called `name`: cpu or reference.  `check`: the CPU's ops are held to their reference."""
-    if name == "cpu":
-        backend = CpuBackend(threads=threads, packed=packed)
-        return CheckedBackend(backend) if check else backend
-    if name == "reference":
-        return Reference()
-    raise UsageError(f"unknown backend {name!r}", hint="the backends are cpu and reference")
 
 
 def draft_model(name: str, tokenizer: Tokenizer, backend: Backend, memory: Memory) -> ModelDrafter:

@@ -28,6 +28,8 @@ def disk_for(
     """Where blocks of this model are kept, as KVASIR_CACHE_DISK_GB says; None where none are: for a model
     without a past, and while ops are compared with their reference, which has a past of its own.
     """
+    if backend.startswith("cuda"):  # its blocks lie on the device, where no file can be read into
+        return None
     quota = int(switches.cache_disk_gb * 1e9)
     paged = any(s.kind == "paged" for s in plan.states.values())
     if quota < LEAST_PREFIX_BYTES or switches.check or not paged:

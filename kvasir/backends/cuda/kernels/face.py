@@ -58,6 +58,7 @@ class Step:
     pieces: Tensor  # [P, 2]
     longest: int
     host: Batch | None = None
+    fresh: bool = False  # every sequence begins in this step: nothing is cached
 
     @property
     def is_decode(self) -> bool:
@@ -237,6 +238,9 @@ class Kernels(Protocol):
         cache: Paged, q_out: Tensor, k_out: Tensor | None,
     ) -> None:  # fmt: skip
         """q_out = rope(norm(q)), and rope(norm(k)) with v into the cache; norms a head, weights [d] or None.
+
+        Keys are rounded to the dtype of q_out before they go into the cache, so that an attention over this
+        step's own keys and one over the cache see the same numbers.
 
         A norm without weight does not occur: None says that there is none.  k_out [T, K*dk]: where the new
         keys are wanted besides (in the dtype of q_out), or None.

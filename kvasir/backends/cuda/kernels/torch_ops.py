@@ -53,15 +53,22 @@ def split_gated(both: Tensor, fn: str, limit: float) -> Tensor:
     return gated(gate, up, fn, limit)
 
 
+def widest(x: Tensor) -> Tensor:
+    """What sums are formed in: float32, and float64 on the CPU, where nothing is in a hurry and the order of
+    torch's sums depends on the number of rows.
+    """
+    return x.double() if x.device.type == "cpu" else x.float()
+
+
 def by_heads(x: Tensor, heads: int) -> Tensor:
-    """[rows, H*d] -> float32 [rows, H, d]."""
-    return x.float().unflatten(-1, (heads, -1))
+    """[rows, H*d] -> [rows, H, d] as `widest`."""
+    return widest(x).unflatten(-1, (heads, -1))
 
 
 def normed(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, heads: int = 1, center: bool = False
 ) -> Tensor:
-    """float32 [rows, heads, d]."""
+    """[rows, heads, d]."""
     h = by_heads(x, heads)
     if center:
         h = h - h.mean(-1, keepdim=True)
@@ -98,11 +105,11 @@ def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def widened(codes: Tensor, scales: Tensor | None) -> Tensor:
-    """What a cache keeps, in float32."""
+    """What a cache keeps."""
     if scales is None:
-        return codes.float()
+        return widest(codes)
     d = codes.shape[-1]
-    return codes.float() * scales.float().repeat_interleave(Q8_GROUP, -1)[..., :d]
+    return widest(codes) * scales.float().repeat_interleave(Q8_GROUP, -1)[..., :d]
 
 
 def scored(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, told: Attention) -> Tensor:
@@ -228,7 +235,7 @@ class TorchOps:
             if scales is None:
                 into[block, :, place] = rows.to(into.dtype)
             else:
-                into[block, :, place], scales[block, :, place] = quantized(rows)
+                into[block, :, place], scales[block, :, place] = quantized(rows.float())
 
     def attend_inputs(
         self, q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float,
@@ -242,7 +249,7 @@ class TorchOps:
         q_out.copy_(made[0])
         if k_out is not None:
             k_out.copy_(made[1])
-        self.store(made[1], v, step, cache)
+        self.store(made[1].to(q_out.dtype), v, step, cache)
 
     def attend(self, q: Tensor, cache: Paged, step: Step, told: Attention, out: Tensor) -> None:
         if step.host is None or step.is_decode:  # every sequence over the whole width of the table
@@ -312,7 +319,7 @@ class TorchOps:
         vh, scale = by_heads(v, v_heads), float(memory.shape[-1]) ** -0.5
         g, b = torch.exp(decay.float()), beta.float()
         slots, fresh = step.slots.long(), (step.positions[step.starts[:-1].long()] == 0)
-        state = memory[slots].masked_fill(fresh[:, None, None, None], 0)  # [N, H, dv, dk]
+        state = widest(memory[slots]).masked_fill(fresh[:, None, None, None], 0)  # [N, H, dv, dk]
         if not step.is_decode:
             assert step.host is not None, "several rows a sequence need the host's batch"
             for n, rows in step.host.sequences():
@@ -323,7 +330,7 @@ class TorchOps:
         else:
             state, y = _delta(state, qh, kh, vh, g, b)
             out.copy_((y * scale).flatten(1))
-        memory[slots] = state
+        memory[slots] = state.to(memory.dtype)
 
     # -- experts ----------------------------------------------------------------------------------
 
@@ -347,7 +354,7 @@ class TorchOps:
         top = wide.amax(-1, keepdim=True)
         endless = torch.where(wide == math.inf, 0.0, -math.inf)
         ranked, ids = torch.sort(
-            torch.where(top == math.inf, endless, wide), -1, descending=True, stable=True
+            torch.where(top == math.inf, endless, wide), dim=-1, descending=True, stable=True
         )
         place = torch.arange(wide.shape[1], device=wide.device)
         most = torch.where(how.top_k > 0, how.top_k, wide.shape[1])[:, None]
@@ -388,16 +395,17 @@ def one_of(stack: Weight, e: int) -> Weight:
 
 
 def multiplied(x: Tensor, weight: Weight) -> Tensor:
-    """x W^T with sums in float32: float32 on the CPU; elsewhere cuBLAS's, in x's dtype."""
+    """x W^T: cuBLAS's in the dtype of the weights, or of x where they are codes; on the CPU in float64."""
     if x.device.type == "cpu":
-        return x.float() @ weight.floats().T
-    return F.linear(x, weight.floats(x.dtype))
+        return (x.double() @ weight.floats(torch.float64).T).float()
+    dtype = weight.data.dtype if isinstance(weight, Dense) else x.dtype
+    return F.linear(x.to(dtype), weight.floats(dtype))
 
 
 def routed(scores: Tensor, k: int, route: str) -> Tensor:
     """[T, E] -> what each expert's answer counts [T, E], 0 where it is not chosen; ties to the lower one."""
     s = scores.float()
-    chosen = torch.sort(s, -1, descending=True, stable=True).indices[:, :k]
+    chosen = torch.sort(s, dim=-1, descending=True, stable=True).indices[:, :k]
     if route == "topk_softmax":
         weight = torch.softmax(s.gather(1, chosen), -1)
     else:
