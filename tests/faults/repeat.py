@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.measure import Spread, line, machine
 from kvasir.runner.client import ModelProcess
+from kvasir.runner.pulse import outside
 from tests.faults.scene import LONG, N_STREAMS, Client, Scene, ended_at, fault, scene, write_models
 
 TOLD_S, REPLACED_S = 1.0, 10.0
@@ -43,9 +44,9 @@ class Seen:
 def once(stage: Scene, spec: str, alone: str) -> Seen:
     """One fault with the streams open."""
     stage.unload("one")
-    outside, writes = spec == "kill -9", spec.startswith("cache.")
+    from_outside, writes = spec == "kill -9", spec.startswith("cache.")
     os.environ["KVASIR_CACHE_DISK_GB"] = "1" if writes else "0"
-    with fault("" if outside else spec.replace(":", "@one:", 1)):
+    with fault("" if from_outside else spec.replace(":", "@one:", 1)):
         process = stage.process("one")
     ends: list[float] = []
     other = stage.ask("two", "b", 600)
@@ -53,24 +54,36 @@ def once(stage: Scene, spec: str, alone: str) -> Seen:
     if writes:  # a pinned prompt goes to disk at once
         clients.append(stage.ask("one", f"{time.monotonic()}{LONG}", 8000, pin=True))
     stands_still = "stop" in spec or "hang" in spec
-    if outside or stands_still:
+    if from_outside or stands_still:
         while process.pulse.n_running < N_STREAMS:
             assert process.alive, "it stood still before all streams were open"
             time.sleep(0.002)
-        ends.append(time.monotonic())
-    if outside:
+        ends.append(time.monotonic() if from_outside else still_at(process))
+    if from_outside:
         os.kill(process.pid, signal.SIGKILL)
     elif not stands_still:
         ends.append(ended_at(process.pid))
     told = told_of(stage, process, clients)
     for client in told:
         assert "the process of one:latest ended" in client.error, client
-    assert len(told) == len(clients) or not (outside or stands_still), "some were not told"
+    assert len(told) == len(clients) or not (from_outside or stands_still), "some were not told"
     told_s = max(client.ended_at for client in told) - ends[0]
     assert other.wait().done and other.text == alone, "another model's answer changed"
     begin = time.monotonic()
     assert stage.answer("one", "c", 5)
     return Seen(len(told), told_s, time.monotonic() - begin)
+
+
+def still_at(process: ModelProcess) -> float:
+    """The moment at which a process was stopped, or took its last step before one that does not end."""
+    steps, last = -1, time.monotonic()
+    while time.monotonic() - last < 1.5:
+        if outside(process.pid).state == "T":
+            return time.monotonic()
+        if process.pulse.steps != steps:
+            steps, last = process.pulse.steps, time.monotonic()
+        time.sleep(0.005)
+    return last
 
 
 def crowd(stage: Scene, spec: str) -> list[Client]:
