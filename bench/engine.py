@@ -218,7 +218,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 def compiled(shape: str, form: str, threads: int | None = None) -> Program:
     plan, weights = build(open_checkpoint(model_file(shape, form)))
-    return CpuBackend(threads=threads).compile(plan, weights, Memory(600))
+    return CpuBackend(threads=threads).compile(plan, weights, Memory(1600))
 
 
 SUITES: dict[str, Callable[..., list[dict[str, object]]]] = {
