@@ -69,7 +69,7 @@ parity: $(VENV)/compared  ## compare with transformers live, make golden files, 
 	$(BIN)/python -m tests.parity.make
 
 gpu-kernels: $(VENV)/compared  ## compile every kernel in all its configurations for sm_80, 90 and 100 (no GPU)
-	KVASIR_TEST_ALL=1 $(BIN)/python -m pytest tests/cuda/test_compiled.py
+	$(BIN)/python -m tests.cuda.candidates
 
 golden: $(VENV)/tested  ## write the golden plans anew
 	$(BIN)/python -m tests.golden_plans

@@ -11,14 +11,13 @@ import pytest
 
 os.environ.setdefault("KVASIR_CACHE_DISK_GB", "0")
 
-# The third: instructions of the processor.  The last: minutes.
+# The third: instructions of the processor.
 MAY_LACK = (
     "could not import 'torch'",
     "could not import 'triton'",
     "this machine runs",
     "npm's client is not here",
     "these clients are not",
-    "make gpu-kernels",
 )
 
 
