@@ -13,7 +13,8 @@ from kvasir.chat import ChatRequest, Finished, Message
 from kvasir.engine.engine import Engine
 from kvasir.errors import CapacityError, ModelError, UsageError
 from kvasir.runner import model as runner
-from kvasir.runner.model import Model, memory_for
+from kvasir.runner.memory import MAX_SEQUENCES, memory_for
+from kvasir.runner.model import Model
 from kvasir.runner.prompt import Prompter
 from kvasir.runner.registry import Models
 from kvasir.runner.stream import Stream
@@ -51,7 +52,7 @@ def test_ids_of_ends_that_the_model_does_not_have_are_no_danger() -> None:
 def test_the_cache_is_no_larger_than_can_be_used() -> None:
     plan = program("llama").plan
     per_sequence = -(-plan.context // 16)
-    assert memory_for(plan, "f16", None, cache_gb=1e6).n_blocks == per_sequence * runner.MAX_SEQUENCES
+    assert memory_for(plan, "f16", None, cache_gb=1e6).n_blocks == per_sequence * MAX_SEQUENCES
     blocks = {kv: memory_for(plan, kv, None, cache_gb=1e-4).n_blocks for kv in ("f32", "f16", "q8_0")}
     assert 1.9 < blocks["f16"] / blocks["f32"] < 2.1 and 1.8 < blocks["q8_0"] / blocks["f16"] < 1.95
     with pytest.raises(CapacityError, match="one block of the KV cache needs"):
