@@ -18,6 +18,7 @@ MAY_LACK = (
     "this machine runs",
     "npm's client is not here",
     "these clients are not",
+    "their environment is not here",
 )
 
 

@@ -58,7 +58,8 @@ def test_requests_and_answers_cross_whole() -> None:
         assert messages.to_runner(body) == Submit(7, asked)
     delta = Delta("x", (5,), (TokenLogprob(5, -0.25, ((5, -0.25),)),), 1)
     batch = Batch(
-        Pulse(3, 0.5, 0.25, 1, 2, 3), [Accepted(1, (4, 5), 0)], [(1, delta)],
+        Pulse(3, 0.5, 0.25, 1, 2, 3), [Accepted(1, (4, 5), 0)], [(1, 16)],
+        [(1, delta)],
         [(1, Finished("stop", Metrics(n_prompt=2), "b"))], [(2, failure(UsageError("m", "h")))], {5: b"\xff"},
     )  # fmt: skip
     for frame in (batch, Ready(INFO, True, 0.5, ["norm"])):

@@ -65,7 +65,8 @@ def test_guessing_anothers_prompt_is_not_quicker(tmp_path: Path) -> None:
 
         ask(owner, "hi")  # loads the model
         for n in range(N_GUESSES):
-            secret, other = (f"The {word} of {n} is {n * 7919}. " * 18 for word in ("password", "birthday"))
+            # As many tokens each: with other words the shorter text would be told from the longer one.
+            secret, other = (f"The password of {n} is {n * 7919 + add}. " * 18 for add in (200_000, 500_000))
             ask(owner, secret)
             for kind, text in (("right", secret), ("wrong", other))[:: 1 if n % 2 else -1]:
                 seconds, n_cached = ask(guesser, text)
