@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvasir.checkpoint.tensor import LowRank, Tensor
-from kvasir.plan import Op, Plan
+from kvasir.plan import Op, Plan, ops
 from kvasir.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int32]
@@ -125,6 +125,24 @@ class Ahead(Protocol):
         token of the batch below 0, -1 - r, is what row r of the step begun before this one chose.
         """
         ...
+
+
+def values_of(program: Program, batch: Batch) -> Iterator[tuple[Op, Floats]]:
+    """One step of `program`, and then each op with a copy of what it wrote [rows, width], in order.
+
+    Columns that no op was run for are cut from what they are columns of.
+    """
+    found: dict[int, Floats] = {}
+
+    def seen(done: Sequence[Op], took_s: float, values: Sequence[Floats]) -> None:
+        found.update((op.out.id, np.array(value)) for op, value in zip(done, values, strict=True))
+
+    program.watch(batch, seen)
+    for op in program.plan.ops:
+        if op.out.id not in found:
+            assert isinstance(op, ops.Columns), f"{op.kind} was not run"
+            found[op.out.id] = found[op.x.id][:, op.start : op.stop]
+        yield op, found[op.out.id]
 
 
 class Backend(Protocol):

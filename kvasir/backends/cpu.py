@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Memory, Seen
+from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Memory, Seen, values_of
 from kvasir.backends.choice import choose
 from kvasir.backends.cpu_compile import Compiled, build
 from kvasir.backends.cpu_threads import cores
@@ -18,7 +18,7 @@ from kvasir.backends.packed import Packed
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import Bug, CapacityError
 from kvasir.native import BUILDS, kernels, load
-from kvasir.plan import Op, Plan, ops
+from kvasir.plan import Op, Plan
 from kvasir.sampling import SamplingParams
 from kvasir.settings import read_settings
 
@@ -82,17 +82,7 @@ class CpuProgram:
 
     def values(self, batch: Batch) -> Iterator[tuple[Op, Floats]]:
         """One step, and then each op with a copy of what it wrote, in order."""
-        found: dict[int, Floats] = {}
-
-        def seen(done: Sequence[Op], took_s: float, values: Sequence[Floats]) -> None:
-            found.update((op.out.id, np.array(value)) for op, value in zip(done, values, strict=True))
-
-        self.watch(batch, seen)
-        for op in self.plan.ops:
-            if op.out.id not in found:
-                assert isinstance(op, ops.Columns), f"{op.kind} was not run"
-                found[op.out.id] = found[op.x.id][:, op.start : op.stop]
-            yield op, found[op.out.id]
+        return values_of(self, batch)
 
     def watch(self, batch: Batch, seen: Seen) -> Floats:
         """A step that calls `seen` after each group of ops that runs as one, with its ops, its seconds and

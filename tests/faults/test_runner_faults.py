@@ -86,7 +86,7 @@ def test_a_process_killed_while_it_writes_a_block_to_disk(
         stage.unload("one")
         with fault(f"cache.write@one:{20 + n}:kill"):
             other = stage.ask("two", "b", 600)
-            clients = crowd(stage)
+            clients = crowd(stage, n_tokens=32_000)  # more than ends before the next one's blocks are written
             stage.process("one")
             clients.append(stage.ask("one", f"{n}{LONG}", 20_000, pin=True))
             for client in clients:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Ints, Memory, Seen
+from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Ints, Memory, Seen, values_of
 from kvasir.backends.choice import choose
 from kvasir.backends.cuda.emit import Call, Emitted, Ranks
 from kvasir.backends.cuda.frame import (
@@ -148,17 +148,7 @@ class CudaProgram:
 
     def values(self, batch: Batch) -> Iterator[tuple[Op, Floats]]:
         """One step, and then each op with a copy of what it wrote, in order."""
-        found: dict[int, Floats] = {}
-
-        def seen(done: Sequence[Op], took_s: float, values: Sequence[Floats]) -> None:
-            found.update((op.out.id, np.array(value)) for op, value in zip(done, values, strict=True))
-
-        self.watch(batch, seen)
-        for op in self.plan.ops:
-            if op.out.id not in found:
-                assert isinstance(op, ops.Columns), f"{op.kind} was not run"
-                found[op.out.id] = found[op.x.id][:, op.start : op.stop]
-            yield op, found[op.out.id]
+        return values_of(self, batch)
 
     def _run(self, batch: Batch) -> torch.Tensor:
         """The output on the device, of the rows that the batch asks for."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kvasir.backends.cuda.kernels.experts import route_rows
 from kvasir.backends.cuda.kernels.face import (
     BLOCK,
     Attention,
@@ -404,15 +405,8 @@ def multiplied(x: Tensor, weight: Weight) -> Tensor:
 
 def routed(scores: Tensor, k: int, route: str) -> Tensor:
     """[T, E] -> what each expert's answer counts [T, E], 0 where it is not chosen; ties to the lower one."""
-    s = scores.float()
-    chosen = torch.sort(s, dim=-1, descending=True, stable=True).indices[:, :k]
-    if route == "topk_softmax":
-        weight = torch.softmax(s.gather(1, chosen), -1)
-    else:
-        weight = torch.softmax(s, -1).gather(1, chosen)
-        if route == "softmax_renorm":
-            weight = weight / weight.sum(-1, keepdim=True)
-    return torch.zeros_like(s).scatter_(1, chosen, weight)
+    chosen, share = route_rows(scores, k, route)
+    return torch.zeros_like(scores, dtype=torch.float32).scatter_(1, chosen, share)
 
 
 def _delta(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
