@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import sqrt
 from typing import Any, Literal
 
+from kvasir.records import dataclass
 from kvasir.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]

@@ -15,10 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import PurePath
 
 from kvasir.errors import UsageError
+from kvasir.records import dataclass
 
 POINTS = {
     "runner.load": "a model's process has started and is about to open the file",

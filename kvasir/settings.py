@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvasir.durations import keep_alive_s
 from kvasir.errors import UsageError
 from kvasir.faults import Fault, parse
+from kvasir.records import dataclass
 
 DEFAULT_PORT = 11434
 MAX_REQUESTS = 512  # that a server answers and keeps waiting together; more are refused

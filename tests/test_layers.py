@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent / "kvasir"
 
 # Lowest first; names in one row may import each other only where ALLOWED says so.
 LAYERS = (
-    ("errors",),
+    ("errors", "records"),
     ("durations", "faults", "child"),
     ("settings",),
     ("structured", "native"),

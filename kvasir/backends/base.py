@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kvasir.checkpoint.tensor import LowRank, Tensor
 from kvasir.plan import Op, Plan, ops
+from kvasir.records import dataclass
 from kvasir.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int32]

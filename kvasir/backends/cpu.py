@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +19,7 @@ from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import Bug, CapacityError
 from kvasir.native import BUILDS, kernels, load
 from kvasir.plan import Op, Plan
+from kvasir.records import dataclass
 from kvasir.sampling import SamplingParams
 from kvasir.settings import read_settings
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from kvasir.backends.cpu import CpuBackend, CpuProgram
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import Bug
 from kvasir.plan import Op, Plan, Value, Weight, ops
+from kvasir.records import dataclass
 from kvasir.sampling import SamplingParams
 
 CLOSE = 1e-3  # greatest difference, relative to the greatest magnitude of the op's output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from kvasir.checkpoint.files import is_mapped
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan, State, Value, Weight, ops
 from kvasir.plan.passes import BEGIN_BY_ROWS, Group, Layout, fuse, layout, slots
+from kvasir.records import dataclass
 
 LANES = 8  # floats a vector: the width of a delta memory's rows is rounded up to it
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from kvasir.records import dataclass
 
 LIBRARY = "libnvidia-ml.so.1"
 NAME_BYTES = 96

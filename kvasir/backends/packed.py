@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from pathlib import Path
 from time import monotonic
@@ -28,6 +28,7 @@ from kvasir.backends import packed_file
 from kvasir.backends.packed_file import SUFFIX, PackedFile, Stack, Unusable
 from kvasir.checkpoint.open import Checkpoint
 from kvasir.quant.formats import FORMATS
+from kvasir.records import dataclass
 
 LEAST_BYTES = 100 << 20  # of packed weights: below, packing takes no time that anyone notices
 END_WAIT_S = 5.0  # how long a program that ends waits for its file to be complete

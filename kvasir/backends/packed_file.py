@@ -18,12 +18,13 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kvasir.records import dataclass
 
 try:
     import fcntl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Ints, Memory, Seen
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan, State, Value, ops
+from kvasir.records import dataclass
 from kvasir.sampling import SamplingParams, choose, penalize
 
 GELU_TANH = 0.7978845608028654  # sqrt(2 / pi)

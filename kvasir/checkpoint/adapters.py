@@ -13,7 +13,6 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from kvasir.checkpoint.safetensors import read_safetensors
 from kvasir.checkpoint.tensor import LowRank, Tensor
 from kvasir.errors import CheckpointError, ModelError
 from kvasir.quant.formats import BF16, F16, F32
+from kvasir.records import dataclass
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

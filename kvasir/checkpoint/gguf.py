@@ -14,7 +14,6 @@ import math
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import overload
@@ -27,6 +26,7 @@ from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import CheckpointError
 from kvasir.native import extension
 from kvasir.quant.formats import BY_GGML_TYPE, UNREAD_GGML_TYPES
+from kvasir.records import dataclass
 
 Bytes = npt.NDArray[np.uint8]
 Ends = npt.NDArray[np.int64]

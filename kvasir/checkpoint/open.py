@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from kvasir.checkpoint.gguf_names import gguf_config
 from kvasir.checkpoint.safetensors import read_index, read_safetensors
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import CheckpointError, ModelError
+from kvasir.records import dataclass
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

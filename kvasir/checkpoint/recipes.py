@@ -11,7 +11,7 @@ import difflib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import CheckpointError
 from kvasir.plan import Plan
 from kvasir.quant.formats import BF16, F16, F32, MXFP4, U8, Format
+from kvasir.records import dataclass
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from kvasir.quant.formats import Format
+from kvasir.records import dataclass
 
 
 @dataclass(frozen=True)

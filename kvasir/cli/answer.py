@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 from kvasir.chat import ChatRequest, Delta, Finished, Metrics
 from kvasir.cli.terminal import Waiting, Writer
 from kvasir.durations import go_duration
+from kvasir.records import dataclass
 from kvasir.runner.model import Model
 from kvasir.sampling import SamplingParams
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from kvasir.errors import UsageError
+from kvasir.records import dataclass
 from kvasir.store.names import find, listing
 
 

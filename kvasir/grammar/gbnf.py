@@ -10,11 +10,12 @@ is taken apart, into smaller lexemes and at last into letters.  So both grammars
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 
 from kvasir.errors import UsageError
 from kvasir.grammar.gbnf_reader import ANY, Alt, Chars, Node, Ref, Rep, Rules, Seq, read_rules
+from kvasir.records import dataclass
 
 MAX_REGEX = 20_000
 MAX_LEXEMES = 1_000

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from kvasir.errors import UsageError
+from kvasir.records import dataclass
 
 MAX_NESTING = 40
 MAX_RULES = 1_000

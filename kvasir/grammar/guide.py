@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from kvasir.errors import UsageError
 from kvasir.grammar.thinking import Thinking
+from kvasir.records import dataclass
 
 Allowed = npt.NDArray[np.bool_]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from kvasir.parsers.marks import CHANNEL, MESSAGE, Pair, State, left_by, pair_of
+from kvasir.records import dataclass
 from kvasir.text.tokenizer import Tokenizer
 
 

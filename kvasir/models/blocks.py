@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from kvasir.checkpoint.config import Config
 from kvasir.checkpoint.recipes import Look, Part, Recipe, Recipes, half_split, join, pick, stack
@@ -11,6 +10,7 @@ from kvasir.errors import CheckpointError
 from kvasir.models.rope import Given, Rotation
 from kvasir.plan import Plan, Value
 from kvasir.plan.ops import Activation, Route
+from kvasir.records import dataclass
 
 NONE: Mapping[str, int] = {}
 

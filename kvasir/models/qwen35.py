@@ -6,7 +6,7 @@ Sources: arXiv 2412.06464; the release of Qwen3-Next.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from kvasir.models import blocks as b
 from kvasir.models.blocks import Dims, Family, dims, finish, start
 from kvasir.models.rope import Given, Rotation, rotation, table
 from kvasir.plan import Plan, Value
+from kvasir.records import dataclass
 
 
 @dataclass(frozen=True)

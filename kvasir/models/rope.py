@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kvasir.checkpoint.config import Config
 from kvasir.errors import CheckpointError, ModelError
 from kvasir.plan.ops import Pooling
+from kvasir.records import dataclass
 
 Doubles = npt.NDArray[np.float64]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kvasir.chat import ToolPiece
 from kvasir.parsers.marks import PAIRS, Pair, State
 from kvasir.parsers.parts import Call, Part, Said, Thought, Tools, Writer
 from kvasir.parsers.reader import Marks, Reader, Steps
 from kvasir.parsers.syntax import ARGUMENTS, JSON_NAME, Syntax
+from kvasir.records import dataclass
 
 JSON_CALL = Syntax(('{"name": ', JSON_NAME, ', "arguments": ', ARGUMENTS, "}"), single=True)
 Calls = tuple[Call, ...] | None  # None: what came is no call

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kvasir.parsers.reader import SPACE
+from kvasir.records import dataclass
 
 Tools = Mapping[str, Mapping[str, Any]]  # a tool's name -> the JSON schema of its arguments
 

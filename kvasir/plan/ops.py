@@ -7,8 +7,10 @@ axis. What an op computes is defined by `backends/reference.py`, in a few lines 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Literal, TypeVar
+
+from kvasir.records import dataclass
 
 Rows = Literal["T", "R", "N"]
 Ids = Literal["tokens", "positions"]

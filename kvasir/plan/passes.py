@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from kvasir.plan import ops
 from kvasir.plan.ops import Op, Value
 from kvasir.plan.plan import Plan
+from kvasir.records import dataclass
 
 ROWS = ("T", "R", "N")  # an arena for each kind of rows: logits of R rows must not cost T rows of memory
 OUTPUT = len(ROWS)  # the base of the plan's output: memory that the caller of a step hands in

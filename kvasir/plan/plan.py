@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 from kvasir.plan import ops
 from kvasir.plan.ops import Activation, Ids, Kind, Op, Pooling, Route, Rows, State, Value, Weight
+from kvasir.records import dataclass
 
 
 @dataclass

@@ -7,13 +7,13 @@ multiply-adds.  Elementwise work is not counted: it is small, and its data is in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
 from kvasir.plan import ops
 from kvasir.plan.ops import Op
 from kvasir.plan.plan import Plan, line
+from kvasir.records import dataclass
 
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # a number in the cache
 SLOT_BYTES = 4  # a number in a recurrent state: float32

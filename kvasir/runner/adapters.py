@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvasir.checkpoint.adapters import open_adapter
@@ -13,6 +12,7 @@ from kvasir.checkpoint.tensor import LowRank
 from kvasir.errors import CapacityError, UsageError
 from kvasir.models.adapters import fit_adapter
 from kvasir.plan import Plan
+from kvasir.records import dataclass
 from kvasir.runner.memory import available_bytes
 
 MAX_NAME = 128

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
@@ -14,6 +13,7 @@ from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.models import build
 from kvasir.parsers.marks import thinks
 from kvasir.plan import Plan
+from kvasir.records import dataclass
 from kvasir.runner.prompt import template_source
 from kvasir.store.made import Made, manifest_digest
 from kvasir.store.names import ModelFile, find

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from time import perf_counter
 from typing import Literal
 
@@ -30,6 +30,7 @@ from kvasir.models import build
 from kvasir.native import kernels
 from kvasir.parsers.parts import tools_of
 from kvasir.plan.passes import adapt
+from kvasir.records import dataclass
 from kvasir.runner.adapters import AdapterInfo, Base, unknown
 from kvasir.runner.device import ahead_of, backend_named, memory_on, with_place
 from kvasir.runner.inspect import ModelInfo, info

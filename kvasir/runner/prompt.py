@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 
@@ -14,6 +14,7 @@ from kvasir.checkpoint.open import Checkpoint
 from kvasir.errors import ModelError, UsageError
 from kvasir.parsers.answer import Family
 from kvasir.parsers.families import family_of
+from kvasir.records import dataclass
 from kvasir.store.made import Made
 from kvasir.text import jinja_of
 from kvasir.text.infill import Infill

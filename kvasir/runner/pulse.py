@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from glob import glob
 from time import monotonic
+
+from kvasir.records import dataclass
 
 SILENT_S = 4.0  # without a sign of life, in a process that also computes nothing
 MUTE_S = 60.0  # without a sign of life, whatever it computes: some call keeps Python's lock

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 from kvasir.errors import Busy, Lost, ModelError
+from kvasir.records import dataclass
 from kvasir.runner.client import ModelProcess
 from kvasir.runner.memory import expected_bytes
 from kvasir.store.names import find

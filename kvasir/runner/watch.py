@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -13,6 +12,7 @@ from kvasir.backends.base import Adapter, Batch, Bytes, Floats, Memory, Program
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan
 from kvasir.plan.show import op_cost
+from kvasir.records import dataclass
 from kvasir.sampling import SamplingParams
 
 

@@ -10,12 +10,13 @@ import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from kvasir.chat import ChatRequest, Message
 from kvasir.errors import UsageError
+from kvasir.records import dataclass
 
 FORM = 1  # of the file; a later one that this program cannot read has another
 MANIFESTS, BLOBS = "manifests", "blobs"

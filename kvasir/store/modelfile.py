@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from kvasir.errors import UsageError
+from kvasir.records import dataclass
 from kvasir.store.made import Made, Turn
 
 WORDS = (

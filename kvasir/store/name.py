@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from kvasir.errors import UsageError
+from kvasir.records import dataclass
 
 HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", re.ASCII)

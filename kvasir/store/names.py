@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvasir.errors import CheckpointError, ModelError
+from kvasir.records import dataclass
 from kvasir.settings import read_settings
 from kvasir.store import read_manifest
 from kvasir.store.made import MANIFESTS, Made

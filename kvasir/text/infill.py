@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 
+from kvasir.records import dataclass
 from kvasir.text.tokenizer import Tokenizer
 
 # Before the text that comes first, before the text that comes last, before what is written.

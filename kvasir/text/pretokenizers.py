@@ -6,9 +6,9 @@ another; what a pattern does not match stays as a piece of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tokenizers import Regex, pre_tokenizers
+
+from kvasir.records import dataclass
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"

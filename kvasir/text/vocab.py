@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from kvasir.records import dataclass
 from kvasir.text.encoders import Encoder
 
 Kind = Literal["bytes", "pieces", "words"]
