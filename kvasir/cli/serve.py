@@ -11,8 +11,8 @@ from pathlib import Path
 import kvasir
 from kvasir.api.doors import Welcome, is_loopback
 from kvasir.api.keys import Keyring, keys_path
+from kvasir.api.measures import Measures
 from kvasir.cli.parser import Parser
-from kvasir.cli.served import served
 from kvasir.errors import UsageError
 from kvasir.runner.spawn import Started
 from kvasir.settings import GRACE_S, MAX_REQUESTS, Address, Settings, parse_address
@@ -39,7 +39,11 @@ def command(words: Sequence[str], settings: Settings) -> int:
             f"{address} can be reached by others and there are no API keys: anyone could use your models",
             hint="`kvasir keys add NAME` makes one; --no-keys serves all who come",
         )
-    names = served(values.alias, values.adapter)
+    names = None
+    if values.alias or values.adapter:
+        from kvasir.cli.served import served  # noqa: PLC0415  numpy, only where it is needed
+
+        names = served(values.alias, values.adapter)
     if values.adapters_from and not Path(values.adapters_from).is_dir():
         raise UsageError(f"--adapters-from {values.adapters_from[:60]!r} is no folder")
     listener = listen(address)
@@ -50,9 +54,15 @@ def command(words: Sequence[str], settings: Settings) -> int:
     print(f"Kvasir {kvasir.__version__} listens on http://{bound}", file=sys.stderr, flush=True)
     if told := admission(address, keyring):
         print(f"kvasir: {told}", file=sys.stderr, flush=True)
-    from kvasir.cli.serving import run  # noqa: PLC0415  half a second, in which clients may already knock
+    from kvasir.cli.serving import Open, run  # noqa: PLC0415  clients may already knock
 
-    run(listener, bound, names, values, settings, spare, keyring, welcome)
+    def open_house(measures: Measures) -> Open:
+        from kvasir.cli.opening import Opened  # noqa: PLC0415  half a second, in which the server answers
+        from kvasir.cli.served import Served  # noqa: PLC0415
+
+        return Opened(bound, names or Served(), values, settings, spare, keyring, welcome, measures)
+
+    run(listener, bound, welcome, settings.debug > 0, values.grace, open_house)
     return 0
 
 

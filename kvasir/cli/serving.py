@@ -1,81 +1,91 @@
-"""`kvasir serve` from the moment it listens to its end."""
+"""`kvasir serve` from the moment it listens to its end.  What is long to import comes with `open_house`."""
 
 from __future__ import annotations
 
-import argparse
+import asyncio
+import gc
 import logging
-import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
-from threading import Thread, Timer
+from threading import Thread
+from typing import Protocol
+
+from starlette.types import ASGIApp
 
 from kvasir.api.doors import Welcome
-from kvasir.api.house import House, Lending
-from kvasir.api.keys import Keyring
-from kvasir.api.server import server
-from kvasir.cli.served import Served
-from kvasir.runner.client import ModelProcess
-from kvasir.runner.memory import budget_bytes
-from kvasir.runner.registry import Models
-from kvasir.runner.spawn import Started
-from kvasir.settings import Address, Settings
-from kvasir.store.library import tidy
+from kvasir.api.drain import Busy, Draining
+from kvasir.api.front import Rising, configured
+from kvasir.api.measures import Measures
+from kvasir.settings import Address
 
-SPARE_S = 600.0  # a process that no model was asked for is ended after
+
+class Open(Protocol):
+    """What answers, once it is there."""
+
+    @property
+    def app(self) -> ASGIApp: ...
+    @property
+    def residents(self) -> Busy: ...
+    def close(self) -> None: ...
 
 
 def run(
     listener: socket.socket,
     bound: Address,
-    names: Served,
-    values: argparse.Namespace,
-    settings: Settings,
-    spare: Started,
-    keyring: Keyring | None,
     welcome: Welcome,
+    debug: bool,
+    grace_s: float,
+    open_house: Callable[[Measures], Open],
 ) -> None:
-    """Answers until a signal ends it.  The first model goes into `spare`."""
+    """Answers until a signal ends it.  Raises what `open_house` raises."""
     logging.basicConfig(
-        level=logging.INFO if settings.debug else logging.WARNING,
+        level=logging.INFO if debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-
-    def load(name: str, /, *, nth: int, progress: Callable[[str], None]) -> ModelProcess:
-        return ModelProcess.load(
-            name,
-            threads=settings.threads,
-            kv_format=settings.kv,
-            adapters=names.of(name),
-            nth=nth,
-            progress=progress,
-            spare=spare,
-        )
-
-    models = Models(load, bytes_beside=names.bytes_beside)
-    budget = int(values.memory * 1e9) if values.memory else budget_bytes()
-    house = House(
-        models,
-        settings.keep_alive_s,
-        names.aliases,
-        bound.host,
-        budget,
-        values.queue,
-        names.adapters,
-        keyring,
-        Lending(Path(values.adapters_from), names.remember) if values.adapters_from else None,
-        values.debug_state,
-        welcome,
-    )
-    timer = Timer(SPARE_S, spare.drop)
-    timer.daemon = True
-    timer.start()
-    Thread(target=tidy, name="tidy", daemon=True).start()
+    opening = Opening(open_house, bound.host, welcome)
+    opening.server = Draining(configured(opening.rising, bound, debug), grace_s, started_up=opening.begin)
     try:
-        server(house, bound, settings.debug > 0, values.grace).run(sockets=[listener])
+        opening.server.run(sockets=[listener])
     finally:
-        house.close()
-        for model in models.loaded():
-            model.close()
-        if models.n_loading:  # its process ends with this one; its thread would keep us waiting
-            os._exit(0)
+        opening.close()
+    if opening.error:
+        raise opening.error
+
+
+class Opening:
+    """A house that is opened in a thread while the server answers already.  Mutable."""
+
+    server: Draining
+
+    def __init__(self, open_house: Callable[[Measures], Open], own_host: str, welcome: Welcome):
+        self._open_house, self._measures = open_house, Measures()
+        self.rising = Rising(own_host, welcome, self._measures)
+        self.error: Exception | None = None
+        self._house: Open | None = None
+        self._thread: Thread | None = None
+
+    def begin(self) -> None:
+        """The server has started; called on its event loop."""
+        loop = asyncio.get_running_loop()
+        self._thread = Thread(target=self._run, args=(loop,), name="opening", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Closes the house, once it is open."""
+        if self._thread:
+            self._thread.join()
+        if self._house:
+            self._house.close()
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        gc.disable()  # nothing that an import makes is garbage
+        try:
+            self._house = self._open_house(self._measures)
+            self.server.residents = self._house.residents
+            loop.call_soon_threadsafe(self.rising.give, self._house.app)
+        except Exception as error:
+            self.error = error
+            self.server.force_exit = self.server.should_exit = True
+        finally:
+            gc.freeze()
+            gc.enable()

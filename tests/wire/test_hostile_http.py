@@ -140,7 +140,7 @@ def test_what_does_not_end_is_cut_and_nobody_notices(head: bytes, part: bytes, t
 
 def test_slow_and_half_clients_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """63: heads and bodies that stop in the middle, and clients that do not read."""
-    monkeypatch.setattr("kvasir.api.server.HEADER_S", 0.5)
+    monkeypatch.setattr("kvasir.api.front.HEADER_S", 0.5)
     monkeypatch.setattr("kvasir.api.http.BODY_STALL_S", 0.5)
     starts = (
         HEAD,

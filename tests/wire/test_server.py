@@ -306,7 +306,7 @@ def test_hostile_http() -> None:
 
 
 def test_a_half_sent_head_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvasir.api.server.HEADER_S", 0.3)
+    monkeypatch.setattr("kvasir.api.front.HEADER_S", 0.3)
     with serving(FakeModel()) as url:
         start = time.monotonic()
         assert raw(url, b"GET / HTTP/1.1\r\nHost: lo") == b"" and time.monotonic() - start < 2
