@@ -22,6 +22,7 @@
 #include "adapt.h"
 #include "attend.h"
 #include "bpe.h"
+#include "cpu.h"
 #include "decode.h"
 #include "executor.h"
 #include "experts.h"
@@ -315,15 +316,6 @@ void bind_text(nb::module_& m) {
         nb::gil_scoped_release free;
         return first_not_utf8(strings.all());
     });
-}
-
-bool supports(const std::string& isa) {
-    if (isa == "portable") return true;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#endif
-    return false;
 }
 
 // An op that Python computes: `fn(inputs, out)` on views of the arena, with the GIL, on one thread.

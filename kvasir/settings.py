@@ -19,7 +19,7 @@ from kvasir.records import dataclass
 DEFAULT_PORT = 11434
 MAX_REQUESTS = 512  # that a server answers and keeps waiting together; more are refused
 GRACE_S = 25.0  # for answers under way when a server is to stop: a container is killed after 30
-ISAS = ("auto", "portable", "avx2")
+ISAS = ("auto", "portable", "avx2", "avxvnni", "avx512", "amx")
 BACKENDS = ("auto", "cpu", "cuda", "cuda-invariant")
 KV_FORMATS = ("f16", "q8_0", "f32")
 
@@ -130,7 +130,7 @@ SWITCHES: tuple[Switch, ...] = (
     Switch("KVASIR_BACKEND", "backend", _choice(*BACKENDS), "auto|cpu|cuda|cuda-invariant",
            "what computes; auto takes a GPU if torch is there and sees one, and the CPU otherwise; "
            "cuda-invariant gives an answer the same bits whatever else runs, and is slower"),
-    Switch("KVASIR_ISA", "isa", _choice(*ISAS), "auto|portable|avx2",
+    Switch("KVASIR_ISA", "isa", _choice(*ISAS), "|".join(ISAS),
            "which build of the CPU kernels runs; auto takes the best one that this machine has"),
     Switch("KVASIR_THREADS", "threads", _integer(1, 1024), "1..1024",
            "threads that compute; without it, one for each core"),

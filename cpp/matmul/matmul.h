@@ -16,7 +16,7 @@
 #include <memory>
 
 #ifndef KVASIR_ISA_NS
-#error "KVASIR_ISA_NS names this build: avx2 or portable"
+#error "KVASIR_ISA_NS names this build, as CMakeLists.txt does"
 #endif
 
 namespace kvasir {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "flat.h"
+#include "fours.h"
 #include "tile.h"
 #include "wide.h"
 
@@ -277,6 +278,9 @@ template <Format F> void product(const Product& p) {
 // From how many rows on the pieces pay: below, weights stream from memory, which pauses while a piece is multiplied.
 // Where a scale covers 16 weights, unpacking costs more and pays earlier.
 template <Format F> void product_of(const Product& p) {
+#if defined(KVASIR_FOURS)
+    fours::product<F>(p);
+#else
 #ifdef KVASIR_AVX2  // without vector instructions to name, a tile unrolled by hand is code that no register file holds
     if constexpr (tiles::is_wide(layout::spec_of(F))) {
         if (p.T >= 48) return wide::product<F>(p);
@@ -285,6 +289,7 @@ template <Format F> void product_of(const Product& p) {
     }
 #endif
     tiles::product<F>(p);
+#endif
 }
 
 }  // namespace KVASIR_ISA_NS

@@ -17,13 +17,13 @@ from kvasir.backends.cpu_threads import cores
 from kvasir.backends.packed import Packed
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.errors import Bug, CapacityError
-from kvasir.native import BUILDS, kernels, load
+from kvasir.native import kernels, load
 from kvasir.plan import Op, Plan
 from kvasir.records import dataclass
 from kvasir.sampling import SamplingParams
 from kvasir.settings import read_settings
 
-__all__ = ["BUILDS", "CpuBackend", "CpuProgram", "kernels", "load"]
+__all__ = ["CpuBackend", "CpuProgram", "kernels", "load"]
 
 log = logging.getLogger("kvasir.cpu")
 

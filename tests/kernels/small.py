@@ -9,13 +9,14 @@ import numpy as np
 from gguf import GGMLQuantizationType, quants
 
 from kvasir.backends.base import BLOCK, Batch, Memory, Program
-from kvasir.backends.cpu import BUILDS, CpuBackend, load
+from kvasir.backends.cpu import CpuBackend
 from kvasir.backends.reference import Reference
 from kvasir.checkpoint.tensor import Tensor
+from kvasir.native import usable
 from kvasir.plan import Op, Plan, Value
 from kvasir.quant.formats import FORMATS
 
-USABLE = [isa for isa in BUILDS if load("portable").supports(isa)]
+USABLE = list(usable())
 
 
 @cache

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvasir.backends.cpu import BUILDS, load
-from kvasir.errors import UsageError
+from kvasir.native import load, usable
 from kvasir.quant.formats import FORMATS, WEIGHT_FORMATS, Format
 
 Floats = npt.NDArray[np.float32]
@@ -27,12 +26,9 @@ NAMES = [f.name for f in WEIGHT_FORMATS]
 FLOAT_NAMES = ("F32", "F16", "BF16")
 
 
-@pytest.fixture(scope="module", params=BUILDS)
+@pytest.fixture(scope="module", params=usable())
 def kernels(request: pytest.FixtureRequest) -> Any:
-    try:
-        return load(request.param)
-    except UsageError as error:
-        pytest.skip(str(error))
+    return load(request.param)
 
 
 def weights(f: Format, rows: int, width: int, seed: int = 0, fill: int | None = None) -> Bytes:
@@ -179,11 +175,8 @@ def test_builds_prepare_the_same_bits() -> None:
     x[3, 5], x[4, 40], x[5, 70] = np.nan, np.inf, -np.inf
     x[6, :64], x[7, ::2] = 0, 127.5
     seen = []
-    for isa in BUILDS:
-        try:
-            k = load(isa)
-        except UsageError:
-            continue
+    for isa in usable():
+        k = load(isa)
         seen.append(k.prepared(k.pack("Q8_0", weights(FORMATS["Q8_0"], 8, 1024), 1024), x))
     assert all(np.array_equal(s.view(np.uint32), seen[0].view(np.uint32)) for s in seen)
 
