@@ -31,7 +31,7 @@ from time import perf_counter, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.measure import ROOT, Spread, machine, number, report, say
+from bench.measure import ROOT, Spread, as_installed, machine, number, report, say
 from bench.rivals import subject
 
 PROMPT, ANSWER = 150, 64
@@ -268,6 +268,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--keep", type=Path, metavar="FILE")
     args = parser.parse_args()
+    as_installed()
     about, path = machine(), subject(args.model)[0]
     rounds = list[dict[str, Found]]()
     if args.keep and args.keep.exists():

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.contenders import BATCH_PROMPT, Contender, Kvasir, Rival
-from bench.measure import Others, Spread, bandwidth, machine, number, report, say
+from bench.measure import Others, Spread, as_installed, bandwidth, machine, number, report, say
 from bench.models import SHAPES, model_file
 from bench.subject import Costs
 from kvasir.backends.cpu import kernels
@@ -217,6 +217,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.suite) - set(suites):
         parser.error(f"unknown suite {', '.join(unknown)}; there are {', '.join(suites)}")
+    as_installed()
     about, rows = machine(), list[dict[str, object]]()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.measure import Spread, machine, repeat, report
+from bench.measure import Spread, as_installed, machine, repeat, report
 
 TIMED_IMPORT = "from time import perf_counter as t; a = t(); {}; print(t() - a)"
 IMPORT_BAR_S, FIRST_TOKEN_BAR_S, FIRST_ANSWER_BAR_S = 0.15, 1.0, 0.5
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--model", default="mead")
     args = parser.parse_args()
+    as_installed()
     about = machine()
     rows = []
     cases = [

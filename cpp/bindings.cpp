@@ -180,7 +180,7 @@ nb::object rows_of(const Buffer& memory, int64_t row_bytes) {
 void populate(Flat<uint8_t> bytes) {
 #ifdef __linux__
     constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14; older kernels refuse it, and fault
-    constexpr size_t kPiece = 64 << 20;
+    constexpr size_t kPiece = 4 << 20;  // whoever maps memory meanwhile waits for a piece
     nb::gil_scoped_release free;
     for (size_t at = 0; at < bytes.size(); at += kPiece)
         if (madvise(const_cast<uint8_t*>(bytes.data()) + at, std::min(kPiece, bytes.size() - at), kPopulateRead) != 0) return;

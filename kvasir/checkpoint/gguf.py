@@ -68,6 +68,7 @@ class Strings(Sequence[str]):
     def __init__(self, data: Bytes, ends: Ends, where: str):
         self.data, self.ends, self._where = data, ends, where
         self._texts: list[str] | None = None
+        self._sizes: Ends | None = None
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -83,6 +84,17 @@ class Strings(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts())
+
+    def __contains__(self, text: object) -> bool:
+        """Whether it is one of them, without decoding any."""
+        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b"\xff"
+        if self._sizes is None:
+            self._sizes = self.ends - 8
+            self._sizes[1:] -= self.ends[:-1]
+        at = self.ends[self._sizes == len(raw)] - len(raw)
+        for i, byte in enumerate(raw):
+            at = at[self.data[at + i] == byte]
+        return len(at) > 0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and self.texts() == list(other)

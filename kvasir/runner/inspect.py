@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 
+from kvasir.checkpoint.gguf import Strings
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.models import build
 from kvasir.parsers.marks import thinks
@@ -99,6 +100,8 @@ def info(file: ModelFile, checkpoint: Checkpoint, plan: Plan) -> ModelInfo:
 def _spellings(checkpoint: Checkpoint) -> Container[str]:
     """The spellings of tokens that a file lists; of a folder, those of its special tokens."""
     listed = checkpoint.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(listed, Strings):
+        return listed
     if isinstance(listed, Sequence) and not isinstance(listed, str):
         return frozenset(str(token) for token in listed)
     settings = checkpoint.folder.get("tokenizer_config.json")

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import field, replace
 from time import perf_counter
 from typing import Literal
@@ -127,13 +127,15 @@ class Model:
         file, backend = find(name), backend or chosen(switches.backend)
         progress("reading the file")
         checkpoint = open_checkpoint(file.path)
-        plan, weights = build(checkpoint, context)
-        if context:
-            plan.context = min(context, plan.context or context)
-        # Before the vocabulary is read: pages of packed weights are mapped meanwhile.
-        packed = packed_for(checkpoint, switches) if backend == "cpu" else None
-        prompter = Prompter.of(checkpoint, file.made)
+        # The vocabulary's tables are made, for the most part without the interpreter, beside the weights.
+        aside = ThreadPoolExecutor(1, "vocabulary")
+        reading = aside.submit(Prompter.of, checkpoint, file.made)
+        aside.shutdown(wait=False)
         try:
+            plan, weights = build(checkpoint, context)
+            if context:
+                plan.context = min(context, plan.context or context)
+            packed = packed_for(checkpoint, switches) if backend == "cpu" else None
             runs_on = backend_named(backend, threads, switches.check, packed)
             asked = (kv_format or switches.kv, n_blocks, switches.cache_gb)
             memory = memory_on(runs_on, plan, weights, *asked)
@@ -142,6 +144,7 @@ class Model:
             takes_adapters = plan.output is not None and plan.output.rows != "N"
             program = runs_on.compile(adapt(plan) if takes_adapters else plan, weights, memory)
             known = with_place(info(file, checkpoint, plan), runs_on)
+            prompter = reading.result()
             drafter: ModelDrafter | Literal["ngram"] = "ngram"
             if draft:
                 drafter = draft_model(draft, prompter.tokenizer, runs_on, memory)
@@ -153,7 +156,8 @@ class Model:
             base = Base(checkpoint.config, plan)
             model = cls(known, prompter, engine, perf_counter() - start, base)
         except BaseException:  # Ctrl-C included
-            prompter.close()
+            if reading.exception() is None:
+                reading.result().close()
             raise
         try:
             own = {OWN: file.made.adapter} if file.made and file.made.adapter else {}

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
-from kvasir.checkpoint.gguf import Strings, read_gguf
+from kvasir.checkpoint.gguf import Strings, read_gguf, string_ends
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.errors import CheckpointError, KvasirError, ModelError
 from kvasir.quant.encode import encode
@@ -302,3 +302,14 @@ def test_fuzz_for_a_moment() -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_string_is_looked_for_without_decoding_the_others():
+    texts = ["", "a", "äb", "<|im_end|>", "<|im_end|", "b"]
+    raw = b"".join(len(t.encode()).to_bytes(8, "little") + t.encode() for t in texts)
+    data = np.frombuffer(raw + b"\xff" * 4, np.uint8)
+    from_file = Strings(data, string_ends(data, len(texts)), "a test")
+    assert all(text in from_file for text in texts)
+    assert not any(text in from_file for text in ("c", "ä", "<|im_end", "\ud800", 1, None))
+    assert from_file._texts is None
+    assert "a" not in Strings(data, string_ends(data, 0), "a test")
