@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp -type f 2>/dev/null)
 
-.PHONY: help run test check format clients bench emulate parity gpu-kernels golden fuzz api-fuzz faults soak mead asan docs clean
+.PHONY: help run test check format clients bench parity gpu-kernels golden fuzz api-fuzz faults soak mead asan docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -95,10 +95,6 @@ docs: $(VENV)/tested  ## write the generated parts of the docs anew
 asan: $(VENV)/tested  ## build the extension with the address sanitizer and run the kernel tests on it
 	$(BIN)/pip install --quiet --disable-pip-version-check cmake ninja nanobind
 	cpp/asan.sh
-
-emulate: $(VENV)/tested  ## run the kernels for VNNI and AMX with their instructions emulated (a minute)
-	cpp/emulate/build.sh build/emulated
-	$(BIN)/python -m pytest -q tests/kernels/test_emulated.py
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

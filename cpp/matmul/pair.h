@@ -1,6 +1,6 @@
 // Two panels side by side, and the sums of four that CPUs with VNNI take: lanes 0..7 are the rows of one panel, 8..15 those of the
 // next. One register of AVX-512, two of AVX-VNNI; and with KVASIR_EMULATE both are written with AVX2, so that the kernels above can
-// be run, bit for bit, where no such CPU is at hand (cpp/emulate). The same for the tiles of AMX.
+// be run, bit for bit, where no such CPU is at hand (cpp/emulated). The same for the tiles of AMX.
 //
 // Everything here is one instruction a function, or its emulation: what only such a CPU can show to be wrong is in this file.
 #pragma once
