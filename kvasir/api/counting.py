@@ -26,7 +26,7 @@ class Counting:
             await self._app(scope, receive, send)
             return
         began, status = perf_counter(), 0
-        scope.setdefault("state", {})["began"] = began
+        scope.setdefault("state", {}).update(began=began, straight=send)
         path, method = self._label(scope["path"]), scope["method"]
         method = method if method in METHODS else "other"
 

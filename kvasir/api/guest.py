@@ -92,6 +92,7 @@ class Counted:
 
     def __init__(self, answer: Answer, visit: Visit, model_name: str):
         self._answer, self._visit, self._name = answer, visit, model_name
+        self._measures, self._key = visit.measures, (("model_name", model_name),)
         self._begun = False
         self._last: dict[int, float] = {}  # when each answer's last piece came
         self._n_ended = 0
@@ -141,10 +142,10 @@ class Counted:
         if not self._last:
             self._observe("vllm:time_to_first_token_seconds", now - self._visit.began)
         if last is not None:
-            self._observe("vllm:inter_token_latency_seconds", now - last)
+            self._measures.observe_in("vllm:inter_token_latency_seconds", self._key, now - last)
         self._last[delta.index] = now
         self._visit.spend(len(delta.token_ids))
-        self._add("vllm:generation_tokens_total", len(delta.token_ids))
+        self._measures.add_to("vllm:generation_tokens_total", self._key, len(delta.token_ids))
 
     def _end(self, end: Finished) -> None:
         self._n_ended += 1

@@ -113,14 +113,20 @@ class Measures:
 
     def add(self, name: str, amount: float, **labels: str) -> None:
         """Counts `amount` more."""
-        key = tuple(labels.items())
+        self.add_to(name, tuple(labels.items()), amount)
+
+    def add_to(self, name: str, key: Labels, amount: float) -> None:
+        """`add`, where the labels are at hand."""
         with self._lock:
             family = self._counts.setdefault(name, {})
             family[key] = family.get(key, 0.0) + amount
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """One more value for a histogram."""
-        key = tuple(labels.items())
+        self.observe_in(name, tuple(labels.items()), value)
+
+    def observe_in(self, name: str, key: Labels, value: float) -> None:
+        """`observe`, where the labels are at hand."""
         with self._lock:
             family = self._histograms.setdefault(name, {})
             if key not in family:

@@ -44,6 +44,8 @@ class Streaming(Response):
         self._truncates = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Nobody between here and the connection looks at more than an answer's beginning.
+        self._straight = scope.get("state", {}).get("straight") or send
         work = asyncio.ensure_future(self._work(send))
         gone = asyncio.ensure_future(until_gone(receive))
         try:
@@ -88,7 +90,7 @@ class Streaming(Response):
                 data = reply.begin(len(answer.prompt_token_ids), answer.n_cached) + data
                 await self._start(send, answer)
             if data:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await self._straight({"type": "http.response.body", "body": data, "more_body": True})
 
         try:
             async for event in answer:

@@ -27,7 +27,7 @@ from kvasir.runner.memory import MAX_SEQUENCES
 from kvasir.runner.messages import Answer, Batch, Failed, Frame, Frames, Load, Progress, Ready, error_of
 from kvasir.runner.pulse import Pulse, Watch, outside
 from kvasir.runner.spawn import Started
-from kvasir.runner.stream import Stream
+from kvasir.runner.stream import Ring, Stream
 
 log = logging.getLogger("kvasir")
 
@@ -340,6 +340,7 @@ class ModelProcess:
     def _spread(self, batch: Batch) -> None:
         """Hands a batch to the streams that it is for; what is for none was cancelled."""
         self._pieces.update(batch.pieces)
+        rings: set[Ring | None] = set()  # once for all that wait in one loop
         with self._lock:
             for accepted in batch.accepted:
                 if asked := self._asked.get(accepted.id):
@@ -350,16 +351,19 @@ class ModelProcess:
                     asked.stream.n_cached = n_cached
             for id, delta in batch.deltas:
                 if asked := self._asked.get(id):
-                    asked.stream.put(delta)
+                    rings.add(asked.stream.add(delta))
             for id, end in batch.ends:
                 if asked := self._asked.get(id):
-                    asked.stream.put(replace(end, prompt_token_ids=asked.stream.prompt_token_ids))
+                    rings.add(asked.stream.add(replace(end, prompt_token_ids=asked.stream.prompt_token_ids)))
                     asked.n_left -= 1
                     if not asked.n_left:
                         del self._asked[id]
             for id, failed in batch.failures:
                 if asked := self._asked.pop(id, None):
-                    asked.stream.put(error_of(failed))
+                    rings.add(asked.stream.add(error_of(failed)))
+        for ring in filter(None, rings):
+            with contextlib.suppress(RuntimeError):  # that loop is closed
+                ring()
 
     def _say(self, process: subprocess.Popen[bytes]) -> bool:
         """Passes on what the process wrote, a line at a time; False at its end."""

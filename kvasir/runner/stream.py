@@ -11,6 +11,8 @@ from kvasir.chat import Event, Finished
 from kvasir.errors import KvasirError
 from kvasir.runner import arriving
 
+Ring = Callable[[], object]  # wakes all who have been marked
+
 
 class Stream:
     """Events of one request, in order, for one consumer.  Mutable: the engine's thread puts, it takes.
@@ -33,7 +35,7 @@ class Stream:
         self._events: deque[Event | KvasirError] = deque()
         self._forward: Callable[[Event | KvasirError], None] | None = None
         self._changed = threading.Condition()
-        self._wake: Callable[[], object] | None = None
+        self._wake: Callable[[], Ring] | None = None
         self._told = False  # who waits has been woken and has not slept since
 
     def cancel(self) -> None:
@@ -42,16 +44,22 @@ class Stream:
 
     def put(self, event: Event | KvasirError) -> None:
         """The next event, or the error that ends them all.  Never raises: the engine's thread must live."""
+        if ring := self.add(event):
+            with suppress(RuntimeError):  # the consumer's loop is closed: nobody reads this any more
+                ring()
+
+    def add(self, event: Event | KvasirError) -> Ring | None:
+        """`put`, but for waking who waits: for that call what it gives, once for all that give the same."""
         with self._changed:
             if self._forward:
                 self._forward(event)
-                return
+                return None
             self._events.append(event)
             self._changed.notify()
-            if self._wake and not self._told:
-                self._told = True
-                with suppress(RuntimeError):  # the consumer's loop is closed: nobody reads this any more
-                    self._wake()
+            if not self._wake or self._told:
+                return None
+            self._told = True
+            return self._wake()
 
     def forward(self, take: Callable[[Event | KvasirError], None]) -> None:
         """Calls `take` with what has come and with all that will, on the thread that puts it.  It must not
@@ -80,8 +88,10 @@ class Stream:
         """Whether there is more to come."""
         return self._open > 0
 
-    def wake(self, how: Callable[[], object]) -> None:
-        """Calls `how` when something has come after `poll` found nothing, on the thread that puts it."""
+    def wake(self, how: Callable[[], Ring]) -> None:
+        """Calls `how` when something has come after `poll` found nothing, on the thread that puts it, and
+        what it gives thereafter.
+        """
         with self._changed:
             self._wake = how
 
@@ -90,13 +100,13 @@ class Stream:
 
         Raises the KvasirError that ended the request.
         """
-        with self._changed:
-            if not self._events:
-                sleeping()
-                self._told = False
-                return None
-            event = self._events.popleft()
-        return self._take(event)
+        if not self._events:
+            with self._changed:
+                if not self._events:
+                    sleeping()
+                    self._told = False
+                    return None
+        return self._take(self._events.popleft())  # one consumer: what is there stays there
 
     def _take(self, event: Event | KvasirError) -> Event:
         if isinstance(event, KvasirError):

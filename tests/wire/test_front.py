@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
 from http.client import HTTPConnection
 
+import h11
 import pytest
 from starlette.responses import PlainTextResponse
 
 import kvasir
 from kvasir.api.doors import Welcome
 from kvasir.api.drain import Draining
-from kvasir.api.front import Rising, configured
+from kvasir.api.front import Rising, Swift, configured
 from kvasir.api.measures import Measures
+from kvasir.chat import Delta, Finished
 from kvasir.cli.serving import run
 from kvasir.errors import ModelError
+from kvasir.runner.stream import Stream
 from kvasir.settings import Address
 
 
@@ -87,3 +91,52 @@ def test_a_house_that_cannot_be_opened_ends_the_server():
     with pytest.raises(ModelError, match="no such house"):
         run(listener, Address("127.0.0.1", listener.getsockname()[1]), Welcome(), False, 5.0, open_house)
     assert time.monotonic() - begin < 5
+
+
+def test_pieces_are_written_as_h11_writes_them():
+    def written(connection):
+        connection.receive_data(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        while connection.next_event() not in (h11.NEED_DATA, h11.PAUSED):
+            pass
+        events = [
+            h11.Response(status_code=200, headers=[("content-type", "text/event-stream")]),
+            *(h11.Data(data=data) for data in (b"a", b"", b"b" * 1000, "þ".encode())),
+            h11.EndOfMessage(),
+        ]
+        return [connection.send(event) for event in events], connection.our_state
+
+    assert written(Swift(h11.SERVER)) == written(h11.Connection(h11.SERVER))
+
+
+def test_a_body_of_known_length_is_held_to_it():
+    connection = Swift(h11.SERVER)
+    connection.receive_data(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    while connection.next_event() not in (h11.NEED_DATA, h11.PAUSED):
+        pass
+    connection.send(h11.Response(status_code=200, headers=[("content-length", "2")]))
+    with pytest.raises(h11.LocalProtocolError):
+        connection.send(h11.Data(data=b"too long"))
+
+
+def test_the_pieces_of_a_step_wake_the_loop_once():
+    streams = [Stream(1, (), lambda _: None) for _ in range(3)]
+
+    async def all_of(stream):
+        return [event async for event in stream]
+
+    async def told():
+        loop, calls = asyncio.get_running_loop(), []
+        readers = [asyncio.ensure_future(all_of(stream)) for stream in streams]
+        await asyncio.sleep(0)  # they wait
+        wake = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *what: (calls.append(what), wake(*what))
+        rings = {stream.add(Delta("a")) for stream in streams}
+        assert len(rings) == 1 and not calls
+        rings.pop()()
+        for stream in streams:
+            stream.put(Finished("stop"))
+        assert len(calls) == 1  # nobody sleeps who has been woken
+        return await asyncio.wait_for(asyncio.gather(*readers), 10)
+
+    for events in asyncio.run(told()):
+        assert [type(event) for event in events] == [Delta, Finished]
