@@ -420,6 +420,16 @@ class Builder {
         program_.step(b, output, tell);
     }
 
+    // `keep` holds the arrays of the batch and the output until the next one is begun.
+    void begin(const Batch& b, float* output, std::shared_ptr<void> keep) {
+        program_.begin(b, output);
+        kept_ = std::move(keep);
+    }
+    bool go_on(double seconds) {
+        nb::gil_scoped_release free;
+        return program_.go_on(seconds);
+    }
+
     // A value as it is now: only inside `seen`.
     nb::object value(const Value& v) const {
         if (!now_) throw std::invalid_argument("no step is running");
@@ -458,6 +468,7 @@ class Builder {
     std::map<std::pair<int, Activation>, std::shared_ptr<Prepared>> prepared_;
     std::map<std::pair<int, Activation>, std::shared_ptr<Buffer>> buffers_;
     const Step* now_ = nullptr;
+    std::shared_ptr<void> kept_;
 };
 
 Batch batch_of(const Flat<int32_t>& tokens, const Flat<int32_t>& positions, const Flat<int32_t>& starts, const Rows<int32_t>& blocks,
@@ -537,6 +548,15 @@ void bind_program(nb::module_& m) {
             return fault;
         }, "tokens"_a, "positions"_a, "starts"_a, "blocks"_a, "slots"_a, "logit_rows"_a, "output"_a, "seen"_a.none() = nb::none(),
            "adapters"_a.none() = nb::none())
+        .def("begin", [](Builder& b, Flat<int32_t> tokens, Flat<int32_t> positions, Flat<int32_t> starts, Rows<int32_t> blocks,
+                         Flat<int32_t> slots, Flat<int32_t> logit_rows, Flat<int32_t> adapters, OutRows output) {
+            Batch batch = batch_of(tokens, positions, starts, blocks, slots, logit_rows, adapters);
+            std::string fault = fits(positions, slots, blocks, adapters, batch) ? b.fault(batch) : "its arrays do not fit together";
+            auto keep = std::make_tuple(tokens, positions, starts, blocks, slots, logit_rows, adapters, output);
+            if (fault.empty()) b.begin(batch, output.data(), std::make_shared<decltype(keep)>(std::move(keep)));
+            return fault;
+        }, "tokens"_a, "positions"_a, "starts"_a, "blocks"_a, "slots"_a, "logit_rows"_a, "adapters"_a, "output"_a)
+        .def("go_on", &Builder::go_on, "seconds"_a)
         .def("value", &Builder::value)
         .def_prop_rw("timed", [](Builder& b) { return b.program().timed; }, [](Builder& b, bool on) { b.program().timed = on; })
         .def_prop_ro("seconds", [](Builder& b) { return b.program().seconds; })

@@ -8,6 +8,8 @@
 #include <exception>
 #include <mutex>
 #include <new>
+#include <stdexcept>
+#include <utility>
 
 namespace kvasir {
 inline namespace KVASIR_ISA_NS {
@@ -44,29 +46,38 @@ class Share {
     alignas(64) std::atomic<uint64_t> range_{0};
 };
 
-// One step in the hands of all threads: which phase they are in, and which of its tasks are still free.
+}  // namespace
+
+// One step in the hands of all threads: which phase they are in, and which of its tasks are still free. It may rest between two
+// ops and go on later.
 class Run {
    public:
     Run(std::vector<std::unique_ptr<Op>>& ops, const std::vector<size_t>& next_stream, const Step& step, Pool& pool, double* seconds,
-        const std::function<void(const Step&, int)>& seen)
+        std::function<void(const Step&, int)> seen)
         : ops_(ops), next_stream_(next_stream), step_(step), pool_(pool), seconds_(seconds), seen_(seen),
           shares_(static_cast<size_t>(pool.threads())), fetched_(static_cast<size_t>(pool.threads())) {}
 
-    void operator()() {
+    using Clock = std::chrono::steady_clock;
+    static constexpr Clock::time_point kNever = Clock::time_point::max();
+
+    // Runs until the list ends, or, once an op or more are done, until it is `until`. Whether the list has ended.
+    bool go_on(Clock::time_point until) {
+        until_ = until, rests_ = false;
         alone_ = pool_.threads() == 1 || cost() < kStepAlone;
         last_ = Clock::now();
         advance();
-        if (op_ < ops_.size()) pool_.run([this](int thread) { work(thread); });
+        if (goes_on()) pool_.run([this](int thread) { work(thread); });
         if (failure_) std::rethrow_exception(failure_);
+        return op_ == ops_.size();
     }
 
    private:
-    using Clock = std::chrono::steady_clock;
+    bool goes_on() const { return op_ < ops_.size() && !rests_; }
 
     void work(int thread) {
         const int n = pool_.threads();
         int64_t from, to;
-        while (op_ < ops_.size()) {
+        while (goes_on()) {
             for (int other = 0; other < n; other++)
                 while (shares_[static_cast<size_t>((thread + other) % n)].take(least_, other == 0, from, to))
                     attempt([&] { ops_[op_]->run(step_, phase_, from, to, thread); });
@@ -108,7 +119,7 @@ class Run {
 
     // To the next phase that all threads should share, running the small ones on the way. One thread only.
     void advance() {
-        for (; op_ < ops_.size(); leave()) {
+        for (; goes_on(); leave()) {
             Work w = ops_[op_]->work(step_, phase_);
             bool alone = alone_ || w.tasks == 1 || static_cast<double>(w.tasks) * w.ns < kAlone;
             if (!alone) {
@@ -132,6 +143,7 @@ class Run {
             }
             if (seen_) attempt([&] { seen_(step_, static_cast<int>(op_)); });
             op_++, phase_ = 0;
+            rests_ = until_ != kNever && Clock::now() >= until_;
         }
     }
 
@@ -155,8 +167,9 @@ class Run {
     const Step& step_;
     Pool& pool_;
     double* seconds_;
-    const std::function<void(const Step&, int)>& seen_;
-    bool alone_ = false;
+    std::function<void(const Step&, int)> seen_;
+    bool alone_ = false, rests_ = false;
+    Clock::time_point until_ = kNever;
     size_t op_ = 0;
     int phase_ = 0;
     int64_t least_ = 1;
@@ -166,8 +179,6 @@ class Run {
     std::mutex failing_;
     std::exception_ptr failure_;
 };
-
-}  // namespace
 
 std::shared_ptr<uint8_t> zeros(size_t bytes) {
     void* raw = std::calloc(bytes + 64, 1);
@@ -185,6 +196,8 @@ void Buffer::reserve(size_t bytes) {
 
 Program::Program(std::shared_ptr<Pool> pool, std::vector<int64_t> widths, int output_rows, Limits limits)
     : pool_(std::move(pool)), widths_(std::move(widths)), output_rows_(output_rows), limits_(limits) {}
+
+Program::~Program() = default;
 
 std::string Program::fault(const Batch& b) const {
     auto name = [](const char* what, int64_t i, int64_t value) {
@@ -283,7 +296,28 @@ void Program::add(std::unique_ptr<Op> op) {
 void Program::step(const Batch& b, float* output, const std::function<void(const Step&, int)>& seen) {
     prepare(b, output);
     seconds.assign(timed ? ops_.size() : 0, 0.0);
-    Run(ops_, next_stream_, now_, *pool_, timed ? seconds.data() : nullptr, seen)();
+    Run(ops_, next_stream_, now_, *pool_, timed ? seconds.data() : nullptr, seen).go_on(Run::kNever);
+}
+
+void Program::begin(const Batch& b, float* output) {
+    prepare(b, output);
+    run_ = std::make_unique<Run>(ops_, next_stream_, now_, *pool_, nullptr, nullptr);
+}
+
+bool Program::go_on(double seconds) {
+    if (!run_) throw std::runtime_error("no step is under way");
+    if (now_.threads != pool_->threads()) throw std::runtime_error("the threads have changed in the middle of a step");
+    using std::chrono::duration, std::chrono::duration_cast;
+    const bool at_once = !(seconds < 1e6);
+    const auto rest = duration_cast<Run::Clock::duration>(duration<double>(at_once ? 0 : std::max(seconds, 0.0)));
+    try {
+        const bool ended = run_->go_on(at_once ? Run::kNever : Run::Clock::now() + rest);
+        if (ended) run_.reset();
+        return ended;
+    } catch (...) {
+        run_.reset();
+        throw;
+    }
 }
 
 }  // namespace KVASIR_ISA_NS

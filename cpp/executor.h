@@ -109,9 +109,12 @@ struct Limits {
     int64_t window;                             // rows further back are never read; 0: all are
 };
 
+class Run;  // a step under way
+
 class Program {
    public:
     Program(std::shared_ptr<Pool> pool, std::vector<int64_t> widths, int output_rows, Limits limits);
+    ~Program();
 
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
@@ -125,6 +128,12 @@ class Program {
     // Runs the list. `output` holds [rows of output_rows, width]. `seen(i)` is called after op i with all threads at rest,
     // if given. Rethrows what an op threw.
     void step(const Batch& b, float* output, const std::function<void(const Step&, int)>& seen = {});
+
+    // The same in pieces: `begin` makes ready, and forgets a step that was begun before; `go_on` runs for about `seconds`, at
+    // least one op, and says whether that was the last. Until then what `b` and `output` point at must stay. After a throw
+    // the step is over.
+    void begin(const Batch& b, float* output);
+    bool go_on(double seconds);
 
     bool timed = false;           // take the time of each op
     std::vector<double> seconds;  // of each op in the last step, if it was timed
@@ -145,6 +154,7 @@ class Program {
     std::vector<size_t> next_stream_;  // for each op the next one that has a stream
     Buffer arena_[3];
     Step now_;
+    std::unique_ptr<Run> run_;  // what `begin` began
 };
 
 }  // namespace KVASIR_ISA_NS

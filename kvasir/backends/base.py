@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +104,23 @@ class Program(Protocol):
 
     def referenced(self) -> frozenset[str]:
         """The kinds of ops that run as their reference because the backend has no kernel for them."""
+        ...
+
+
+@runtime_checkable
+class Piecemeal(Protocol):
+    """What a program may offer besides: a step in pieces, between which others run.  What it computes is
+    the same bits.  Its blocks and slots must not be written by others meanwhile.
+    """
+
+    def begin_aside(self, batch: Batch) -> None:
+        """A step that `go_on` runs; one that was begun before is forgotten."""
+        ...
+
+    def go_on(self, seconds: float) -> Floats | None:
+        """About so many seconds more of it (at least one op; infinity: to the end); its output when it is
+        done.
+        """
         ...
 
 

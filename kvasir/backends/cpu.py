@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Memory, Seen, values_of
+from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Ints, Memory, Seen, values_of
 from kvasir.backends.choice import choose
 from kvasir.backends.cpu_compile import Compiled, build
 from kvasir.backends.cpu_threads import cores
@@ -76,6 +76,8 @@ class CpuProgram:
     memory: Memory
     backend: CpuBackend
     compiled: Compiled = field(repr=False)
+    _second: Any = field(default=None, repr=False)  # the native program of steps in pieces
+    _begun: tuple[Batch, Floats] | None = field(default=None, repr=False)
 
     def step(self, batch: Batch) -> Floats:
         """The plan's output for this batch: logits [R, V] or an embedding a sequence [N, D].  Raises Bug."""
@@ -105,23 +107,47 @@ class CpuProgram:
         return self._step(batch, passed)
 
     def _step(self, batch: Batch, seen: Any) -> Floats:
+        arrays, adapters, output = self._checked(batch)
+        self.compiled.seat.batch = batch
+        self._must(self.compiled.native.step(*arrays, output, seen, adapters))
+        return output
+
+    def begin_aside(self, batch: Batch) -> None:
+        """A step that `go_on` runs, in pieces; one that was begun before is forgotten.  Raises Bug."""
+        if self._second is None:
+            self._second = self.compiled.again()
+            self._second.poison = self.compiled.native.poison
+        arrays, adapters, output = self._checked(batch)
+        self._must(self._second.begin(*arrays, adapters, output))
+        self._begun = batch, output
+
+    def go_on(self, seconds: float) -> Floats | None:
+        """Some `seconds` more of the step that was begun; its output when it is done."""
+        assert self._begun is not None and self._second is not None, "no step was begun"
+        batch, output = self._begun
+        self.compiled.seat.batch = batch
+        if not self._second.go_on(seconds):
+            return None
+        self._begun = None
+        return output
+
+    def _checked(self, batch: Batch) -> tuple[tuple[Ints, ...], Ints, Floats]:
+        """The arrays of a batch as the extension wants them, the adapters, and room for the output."""
         b = batch
         given = (b.tokens, b.positions, b.starts, b.blocks, b.slots, b.logit_rows, b.adapters)
         arrays = tuple(np.ascontiguousarray(a, np.int32) for a in given)
         if [a.ndim for a in arrays] != [1, 1, 1, 2, 1, 1, 1]:
-            raise Bug(
-                f"a batch for {self.plan.name} breaks its law: an array has not the dimensions it should"
-            )
+            self._must("an array has not the dimensions it should")
         if missing := set(b.adapters.tolist()) - {-1, *self.compiled.seat.adapters}:
-            raise Bug(f"a batch for {self.plan.name} breaks its law: no adapter is at {min(missing)}")
+            self._must(f"no adapter is at {min(missing)}")
         assert self.plan.output is not None
         n_rows = {"T": len(arrays[0]), "R": len(arrays[5]), "N": len(arrays[2]) - 1}[self.plan.output.rows]
         output = np.empty((max(n_rows, 0), self.plan.output.width), np.float32)
-        self.compiled.seat.batch = batch
-        *rest, adapters = arrays
-        if fault := self.compiled.native.step(*rest, output, seen, adapters):
+        return arrays[:-1], arrays[-1], output
+
+    def _must(self, fault: str) -> None:
+        if fault:
             raise Bug(f"a batch for {self.plan.name} breaks its law: {fault}")
-        return output
 
     def copy_slot(self, source: int, target: int) -> None:
         """The recurrent states of slot `source` into slot `target`."""
@@ -173,7 +199,9 @@ class CpuProgram:
 
     def poison(self, on: bool = True) -> None:
         """Fills the arena with NaN before each step, so that an op that reads what nobody wrote shows."""
-        self.compiled.native.poison = on
+        for native in (self.compiled.native, self._second):
+            if native:
+                native.poison = on
 
     def set_threads(self, n: int) -> None:
         """Threads of all programs of this backend from now on, at most one a core.  Results do not change."""

@@ -31,7 +31,8 @@ class Seat:
 @dataclass(frozen=True)
 class Compiled:
     """What `build` made.  `emitted`: number of a plan's op -> number of the native op that completes it.
-    `adapted`: by weight, the table of what adapters add to its product.
+    `adapted`: by weight, the table of what adapters add to its product.  `again` makes the native program
+    once more, over the same weights and states: a step of one may rest while the other runs.
     """
 
     native: Any
@@ -41,6 +42,7 @@ class Compiled:
     seat: Seat
     states: Mapping[str, Any]
     adapted: Mapping[str, Any]
+    again: Callable[[], Any] = field(repr=False)
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Emitter:
     states: dict[str, Any] = field(default_factory=dict)
     seat: Seat = field(default_factory=Seat)
     adapted: dict[str, Any] = field(default_factory=dict)  # weight -> what adapters add to its product
+    met: set[str] = field(default_factory=set)  # weights whose products are emitted, of those adapters add to
     made: dict[str, list[Any]] = field(default_factory=dict)  # weight -> its matrices
     readers: dict[int, list[Weight]] = field(default_factory=dict)  # value -> what it meets in products
 
@@ -112,8 +115,10 @@ class Emitter:
         if not linears[0].adapted:
             return []
         for op in linears:
-            assert op.weight.name not in self.adapted, f"{op.weight.name} is in two products"
-            self.adapted[op.weight.name] = self.kernels.Adapted(*op.weight.shape)
+            assert op.weight.name not in self.met, f"{op.weight.name} is in two products"
+            self.met.add(op.weight.name)
+            if op.weight.name not in self.adapted:
+                self.adapted[op.weight.name] = self.kernels.Adapted(*op.weight.shape)
         return [self.adapted[op.weight.name] for op in linears]
 
     def slot_state(self, s: State, width: int) -> Any:
@@ -132,18 +137,28 @@ def build(
     alone = as_reference | {type(op) for op in plan.ops if type(op) not in EMIT}
     groups = fuse(plan, alone)
     placed = layout(plan, groups)
-    native = kernels.Program(
-        pool=pool, widths=list(placed.widths), output_rows=_output_rows(plan), limits=_limits(plan, memory)
-    )
+
+    def program() -> Any:
+        widths, rows = list(placed.widths), _output_rows(plan)
+        return kernels.Program(pool=pool, widths=widths, output_rows=rows, limits=_limits(plan, memory))
+
     values, room = _values(kernels, placed), slots(plan, groups)
-    e = Emitter(kernels, pool, plan, weights, memory, native, placed, values, room, alone, packed)
-    emitted = dict[int, int]()
+    e = Emitter(kernels, pool, plan, weights, memory, program(), placed, values, room, alone, packed)
+    native, emitted = e.native, dict[int, int]()
     for group in groups:
         emitted |= emit(e, group)
     if packed:
         packed.keep()
+
+    def again() -> Any:
+        e.native = program()
+        e.met.clear()
+        for group in groups:
+            emit(e, group)
+        return e.native
+
     referenced = frozenset(plan.ops[i].kind for i in emitted if type(plan.ops[i]) in alone)
-    return Compiled(native, e.values, emitted, referenced, e.seat, e.states, e.adapted)
+    return Compiled(native, e.values, emitted, referenced, e.seat, e.states, e.adapted, again)
 
 
 def emit(e: Emitter, group: Group) -> dict[int, int]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvasir.backends.base import Ahead, Batch, Ints, Pending
-from kvasir.engine.scheduler import Part, Scheduler
+from kvasir.engine.part import Part
+from kvasir.engine.scheduler import Scheduler
 from kvasir.engine.sequence import Sequence
 from kvasir.sampling import uniform
 

@@ -6,9 +6,13 @@ from bisect import bisect_left
 
 FORGET = 0.2  # share of the newest measurement in a running mean
 DEARER = 0.5  # the same where the newest is above the mean and caution is wanted
-EXTRA = 0.7  # of a step's time may be added to it for a prompt that arrives
+EXTRA = 0.6  # of a step's time may be added to it for a prompt that arrives
 FEWEST_ROWS = 4  # of a prompt beside answers: with fewer it would hardly get on, whatever they cost
 NEAR = 1.3  # a step of about so many times the rows tells what one takes
+FEWEST_ALONE = (
+    32  # of a prompt in a chunk of its own: with fewer, reading the weights costs more than they do
+)
+GAPS = 8  # between steps, that a chunk is spread over
 LOOK_AGAIN = 64  # steps with prompts, until one goes without
 
 
@@ -80,9 +84,24 @@ class Pace:
             return 0
         if not self._row_s:
             return min(most, FEWEST_ROWS)
-        heard = min(n_waiting, 2 * n_decodes + 1)
-        extra_s = EXTRA * heard * self._alone.predict(n_decodes)
-        return min(most, max(FEWEST_ROWS, int(extra_s / self._row_s)))
+        return min(most, max(FEWEST_ROWS, int(self.extra_s(n_decodes, n_waiting) / self._row_s)))
+
+    def extra_s(self, n_decodes: int, n_waiting: int) -> float:
+        """Seconds that a step of `n_decodes` rows may take longer for the sake of prompts."""
+        return EXTRA * min(n_waiting, 2 * n_decodes + 1) * self._alone.predict(n_decodes)
+
+    def chunk(self, n_decodes: int, n_waiting: int, most: int) -> int:
+        """Rows of a chunk of prompts that is computed in the gaps between steps of `n_decodes` rows: so many
+        that it takes GAPS of them, since it rests between two ops only, and the longest are a part of it.
+        """
+        if not self._row_s:
+            return min(most, FEWEST_ALONE)
+        return min(most, max(FEWEST_ALONE, int(GAPS * self.extra_s(n_decodes, n_waiting) / self._row_s)))
+
+    def read(self, n_rows: int, seconds: float) -> None:
+        """Rows of prompts alone took so long."""
+        row_s = seconds / n_rows
+        self._row_s = self._row_s + FORGET * (row_s - self._row_s) if self._row_s else row_s
 
     def observe(self, n_decodes: int, n_rows: int, seconds: float) -> None:
         """A step with `n_rows` of prompts beside `n_decodes` others took so long."""

@@ -4,6 +4,7 @@ business.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -13,16 +14,19 @@ from typing import Literal
 
 import numpy as np
 
-from kvasir.backends.base import BLOCK, Ahead, Batch, Floats, Program
+from kvasir.backends.base import BLOCK, Ahead, Batch, Floats, Piecemeal, Program
 from kvasir.chat import FinishReason, TokenLogprob
 from kvasir.engine.adapters import Adapters
 from kvasir.engine.ahead import Pilot, positions_after
+from kvasir.engine.aside import Gaps
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.cost import StepCost
 from kvasir.engine.disk import Disk
 from kvasir.engine.drafts import Drafter, NgramDrafter, Speculation
 from kvasir.engine.masks import Masks, permit
-from kvasir.engine.scheduler import Part, Scheduler
+from kvasir.engine.part import Part
+from kvasir.engine.scheduler import Scheduler
+from kvasir.engine.scores import logprob_of, score
 from kvasir.engine.sequence import Sequence
 from kvasir.engine.stats import DiskStats, Stats, Totals
 from kvasir.errors import CapacityError, UsageError
@@ -81,7 +85,12 @@ class Engine:
             self.cost,
             reuse and bool(program.plan.states),
             disk,
+            isinstance(program, Piecemeal),
         )
+        self.gaps = (
+            Gaps(program, self.scheduler.aside, self.masks) if isinstance(program, Piecemeal) else None
+        )
+        self._leaving: list[Sequence] = []  # that ended while the chunk under way computes for them
         self.pilot = Pilot(ahead, self.scheduler) if ahead and ahead.can_begin and not slotted else None
         self.speculation: Speculation | None = None
         self._saved = dict[Sequence, int]()  # slots of states before the guesses of the step under way
@@ -191,7 +200,8 @@ class Engine:
         if sequence.finished is None:
             self.scheduler.finish(sequence, reason)
             self.totals.ended(sequence, reason)
-            self.adapters.leave(sequence)
+            self._leaving.append(sequence)
+            self._let_go()
             if self.speculation:
                 self.speculation.forget(sequence)
 
@@ -200,33 +210,53 @@ class Engine:
         are all computed.
         """
         started = perf_counter()
+        self._let_go()
         if self.pilot and self.pilot.is_flying:
             return self._landed(started)
         parts = self.scheduler.schedule()
-        if not parts:
+        if not parts and not (self.gaps and self.gaps.is_open):
             if self.scheduler.disk and self.scheduler.disk.is_loading:
                 self.scheduler.disk.wait(LOAD_WAIT_S)
             return []
         for source, target in self.scheduler.copies:
             self.program.copy_slot(source, target)
         self.scheduler.copies.clear()
+        if self.gaps:
+            parts = self.gaps.split(parts, self._batch)
         parts = self._with_drafts(parts)
         if self.pilot and self.pilot.takes(parts):
             self.pilot.begin(parts, self._batch(parts))
             return self._landed(started)
-        counts = [p.n_logits for p in parts]
-        masks = self.masks.start(parts)  # computed while the step runs
+        found = self._stepped(parts) if parts else []
+        n_rows = sum(p.n_rows for p in parts)
+        if self.gaps and self.gaps.is_open:
+            extra_s = self.scheduler.pace.extra_s(n_rows, self.scheduler.n_new) if parts else math.inf
+            if done := self.gaps.go_on(extra_s):
+                chunk, output = done
+                self.cost.observe(chunk.n_rows, chunk.seconds)
+                self.scheduler.pace.read(chunk.n_rows, chunk.seconds)
+                found += self._taken(chunk.parts, chunk.counts, output, chunk.masks)
+                n_rows += chunk.n_rows
+        self.totals.stepped(n_rows, len(found), perf_counter() - started)
+        return found
+
+    def _stepped(self, parts: list[Part]) -> list[Token]:
+        """The tokens that a step of these parts gives."""
+        counts, masks = [p.n_logits for p in parts], self.masks.start(parts)  # these while the step runs
+        begun = perf_counter()
         try:
-            begun = perf_counter()
             output = self.program.step(self._batch(parts))
             self._observe(parts, perf_counter() - begun)
-            found = self._taken(parts, counts, output, masks)
+            return self._taken(parts, counts, output, masks)
         finally:
             for slot in self._saved.values():
                 self.scheduler.radix.give_slot(slot)
             self._saved.clear()
-        self.totals.stepped(sum(p.n_rows for p in parts), len(found), perf_counter() - started)
-        return found
+
+    def _let_go(self) -> None:
+        """The adapters of sequences that have ended, unless a chunk is still computed with them."""
+        while self._leaving and not (self.gaps and self.gaps.is_open):
+            self.adapters.leave(self._leaving.pop())
 
     def _landed(self, started: float) -> list[Token]:
         """The tokens that the step under way chose; the next one is begun before they are read."""
@@ -256,6 +286,8 @@ class Engine:
         n_decodes = sum(p.n_rows for p in parts if p.sequence.is_decoding)
         self.cost.observe(n_rows, seconds)
         self.scheduler.pace.observe(n_decodes, n_rows - n_decodes, seconds)
+        if self.gaps and not n_decodes:
+            self.scheduler.pace.read(n_rows, seconds)
 
     def _taken(
         self, parts: list[Part], counts: list[int], output: Floats,
@@ -265,8 +297,10 @@ class Engine:
         found, first = list[Token](), 0
         for part, n_logits in zip(parts, counts, strict=True):
             rows, first = output[first : first + n_logits], first + n_logits
+            if part.sequence.finished:  # while it was computed beside others
+                continue
             if part.sequence.is_scored:
-                _score(part.sequence, rows)
+                score(part.sequence, rows)
             part.sequence.computed(part.count)
             if part.sequence.n_pending == 0:
                 found += self._verify(
@@ -452,7 +486,7 @@ class Engine:
         token_id = self.program.choose(logits, recent, params, drawn)
         reason = self._appended(sequence, token_id)
         logprob = (
-            _logprob(own, token_id, params.logprobs, params.logprob_token_ids) if own is not None else None
+            logprob_of(own, token_id, params.logprobs, params.logprob_token_ids) if own is not None else None
         )
         return Token(sequence, token_id, reason, logprob)
 
@@ -465,19 +499,3 @@ class Engine:
             return "stop"
         full = len(sequence.tokens) >= sequence.limit or sequence.n_generated == params.max_tokens
         return "length" if full else None
-
-
-def _score(sequence: Sequence, rows: Floats) -> None:
-    """Takes the log probabilities of its prompt from the rows [n, V] that begin at its first uncomputed
-    token.
-    """
-    for position, row in enumerate(rows, sequence.n_computed + 1):
-        if position < sequence.n_prompt:
-            entry = _logprob(logprobs(row), sequence.tokens[position], sequence.params.prompt_logprobs)
-            sequence.scored(position, entry)
-
-
-def _logprob(own: np.ndarray, token_id: int, count: int | None, more: Iterable[int] = ()) -> TokenLogprob:
-    best = np.argsort(-own, kind="stable")[:count].tolist() if count else ()
-    told = tuple(dict.fromkeys((*best, *more)))
-    return TokenLogprob(token_id, float(own[token_id]), tuple((t, float(own[t])) for t in told))

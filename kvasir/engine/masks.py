@@ -11,7 +11,7 @@ import numpy as np
 
 from kvasir import faults
 from kvasir.backends.base import Floats
-from kvasir.engine.scheduler import Part
+from kvasir.engine.part import Part
 from kvasir.engine.sequence import Sequence
 from kvasir.grammar.guide import Allowed, Guide
 

@@ -8,14 +8,15 @@ decode, a prefix that is known already, resuming after preemption, verifying dra
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
 from time import monotonic
 
 from kvasir.backends.base import BLOCK
 from kvasir.chat import FinishReason
+from kvasir.engine.aside import Aside
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.cost import Pace, StepCost
 from kvasir.engine.disk import Disk
+from kvasir.engine.part import Part
 from kvasir.engine.radix import PIN_S, Node, Radix
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import CapacityError
@@ -25,35 +26,16 @@ SPARSE = 8  # of a long prompt's recurrent states those are kept that are an eig
 LOOK_AHEAD = 32  # waiting sequences of a tenant that may pass one which had better wait
 
 
-@dataclass(frozen=True)
-class Part:
-    """A sequence's share of a step: its next `count` uncomputed tokens, and then the guessed `drafts`."""
-
-    sequence: Sequence
-    count: int
-    drafts: tuple[int, ...] = ()
-
-    @property
-    def n_rows(self) -> int:
-        return self.count + len(self.drafts)
-
-    @property
-    def n_logits(self) -> int:
-        """Rows at its end that want logits; to be asked before the step counts as computed."""
-        if self.sequence.is_scored:
-            return self.n_rows
-        return 1 + len(self.drafts) if self.count == self.sequence.n_pending else 0
-
-
 class Scheduler:
     """Higher priority first, then first come, first served; among tenants of one priority, the one that was
     given fewest rows of late goes first.  Mutable.
 
     A step has at most `step_tokens` rows.  Sequences that give a token go first, so that a long prompt never
     holds up the answers under way, and while there are such, prompts get chunks that keep the step not much
-    longer than it is without them (`Pace`).  A sequence is let in when there are blocks for all its tokens,
-    and takes them as it grows.  When they run out, what the prefix cache keeps goes first; then the last
-    sequence in order is preempted, and waits.
+    longer than it is without them (`Pace`); where a program can rest, they get a chunk beside, one at a time
+    (`aside`).  A sequence is let in when there are blocks for all its tokens, and takes them as it grows.
+    When they run out, what the prefix cache keeps goes first; then the last sequence in order is preempted,
+    and waits.
     """
 
     def __init__(
@@ -65,10 +47,13 @@ class Scheduler:
         cost: StepCost | None = None,
         reuse: bool = True,
         disk: Disk | None = None,
+        piecemeal: bool = False,
     ):
         self.pool, self.max_sequences, self.step_tokens = pool, max_sequences, step_tokens
         self.cost, self.pace = cost or StepCost(), Pace()
         self.radix = Radix(pool, n_slots)
+        self.aside, self._piecemeal = Aside(pool, self.radix), piecemeal
+        self.n_new = 0  # sequences without a first token when the last step was scheduled
         self.disk = disk if reuse else None
         if self.disk:
             self.disk.attach(self.radix, self.cost)
@@ -114,10 +99,13 @@ class Scheduler:
             self._give(sequence, count, parts)
         n_rows = sum(p.count for p in parts.values())
         budget -= n_rows
-        if parts:
-            free = min(self.n_waiting, self.max_sequences - len(self.running))
-            n_new = sum(not s.is_decoding for s in self.running) + free
-            budget = min(budget, self.pace.rows(n_rows, n_new, budget))
+        free = min(self.n_waiting, self.max_sequences - len(self.running))
+        self.n_new = sum(not s.is_decoding for s in self.running) + free
+        if self.aside.sequences:
+            budget = 0
+        elif parts:
+            rows = self.pace.chunk if self._piecemeal else self.pace.rows
+            budget = min(budget, rows(n_rows, self.n_new, budget))
         for sequence in [s for s in self.running if not s.is_decoding]:
             budget -= self._give(sequence, self._chunk(sequence, budget), parts)
         while budget > 0 and self._waiting and len(self.running) < self.max_sequences:
@@ -204,10 +192,11 @@ class Scheduler:
 
     def check(self) -> None:
         """Raises Bug unless every block is accounted for, and every place of a recurrent state."""
-        held = self.disk.held() if self.disk else []
-        self.pool.check([*(s.blocks for s in (*self.running, *self.waiting)), self.radix.blocks(), *held])
-        loading = self.disk.slots() if self.disk else []
-        self.radix.check_slots([*(s.slot for s in self.running if s.slot >= 0), *loading])
+        held = [*self.disk.held()] if self.disk else []
+        held += [self.radix.blocks(), self.aside.blocks]
+        self.pool.check([*(s.blocks for s in (*self.running, *self.waiting)), *held])
+        loading = [*self.disk.slots()] if self.disk else []
+        self.radix.check_slots([*(s.slot for s in self.running if s.slot >= 0), *loading, *self.aside.slots])
 
     def room_for_drafts(self, sequence: Sequence, wanted: int) -> int:
         """How many of `wanted` rows after its one pending token have blocks: nobody is preempted for a
@@ -359,16 +348,24 @@ class Scheduler:
         return taken is not None
 
     def _preempt_last(self) -> Sequence:
-        victim = self.running.pop()
-        self._release(victim)
-        self.pool.give_back(victim.preempt())
-        self._wait(victim)
+        victim = self.running[-1]
+        if victim in self.aside.sequences:  # the chunk ends too: it writes the blocks that are wanted
+            gone = self.aside.sequences
+            self.aside.end()
+        else:
+            gone = {victim}
+        for sequence in gone:
+            self.running.remove(sequence)
+            self._release(sequence)
+            self.pool.give_back(sequence.preempt())
+            self._wait(sequence)
         return victim
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.node:
             self.radix.touch(sequence.node)
-        if sequence.slot >= 0:
+        stays = self.aside.leave(sequence)
+        if sequence.slot >= 0 and not stays:
             self.radix.give_slot(sequence.slot)
 
 

@@ -101,6 +101,21 @@ class FakeProgram:
         return frozenset()
 
 
+class Resting(FakeProgram):
+    """One whose steps can be made in pieces: `n_pieces` calls, and all of it is read and written in the last
+    one, so that whoever was given its blocks or slots meanwhile gets wrong tokens, or it does.
+    """
+
+    n_pieces = 3
+
+    def begin_aside(self, batch: Batch) -> None:
+        self.aside, self.n_left = batch, self.n_pieces
+
+    def go_on(self, seconds: float) -> Floats | None:
+        self.n_left = 0 if seconds == float("inf") else self.n_left - 1
+        return self.step(self.aside) if self.n_left <= 0 else None
+
+
 def expected(
     prompt: Sequence[int], count: int, law: Callable[[Sequence[int]], int] = next_token
 ) -> list[int]:

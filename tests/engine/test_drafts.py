@@ -7,7 +7,7 @@ from collections.abc import Sequence as Tokens
 
 import pytest
 
-from kvasir.engine.cost import Pace, StepCost
+from kvasir.engine.cost import FEWEST_ALONE, Pace, StepCost
 from kvasir.engine.draft_model import ModelDrafter
 from kvasir.engine.drafts import NgramDrafter, Speculation
 from kvasir.engine.engine import Engine
@@ -163,7 +163,7 @@ class TestPace:
 
     def test_a_prompt_makes_no_step_twice_as_long(self):
         assert 5 <= self.learned(lambda n, m: 0.02 + 0.004 * (n + m)) <= 6
-        assert self.learned(lambda n, m: 0.09 + 0.005 * m, n_decodes=16) >= 11
+        assert self.learned(lambda n, m: 0.09 + 0.005 * m, n_decodes=16) >= 10
 
     def test_a_chunk_costs_something_whatever_its_rows(self):
         assert 4 <= self.learned(lambda n, m: 0.1 + 0.05 * (m > 0) + 0.005 * m) <= 5
@@ -175,6 +175,15 @@ class TestPace:
             n_rows = pace.rows(4, 1, 512)
             pace.observe(4, n_rows, 0.03 + 0.02 * n_rows)
         assert n_rows == 4 and pace.rows(4, 1, 2) == 2
+
+    def test_a_chunk_beside_answers_is_longer_the_longer_its_gaps_are(self):
+        pace = Pace()
+        pace.observe(1, 0, 0.02), pace.observe(16, 0, 0.1)
+        assert pace.chunk(1, 1, 512) == FEWEST_ALONE, "nothing is known of prompts"
+        pace.read(64, 0.256)
+        few, many = pace.chunk(1, 1, 512), pace.chunk(16, 1, 512)
+        assert few == FEWEST_ALONE and 110 <= many <= 125 and pace.chunk(16, 1, 100) == 100
+        assert pace.extra_s(16, 1) == pytest.approx(0.06) and pace.extra_s(16, 3) == pytest.approx(0.18)
 
     def test_those_who_wait_count_too(self):
         few, many = (self.learned(lambda n, m: 0.036 + 0.004 * m, 3, w) for w in (1, 6))

@@ -13,7 +13,7 @@ from kvasir.engine.engine import Engine
 from kvasir.engine.sequence import Sequence
 from kvasir.errors import Bug, CapacityError, UsageError
 from kvasir.sampling import SamplingParams
-from tests.engine.fake import VOCAB, FakeProgram, expected
+from tests.engine.fake import VOCAB, FakeProgram, Resting, expected
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
@@ -37,9 +37,10 @@ prompts = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=70),
 
 
 @settings(max_examples=60, deadline=None)
-@given(prompts, st.integers(6, 30), st.integers(1, 40), st.integers(1, 8), st.booleans())
-def test_answers_do_not_depend_on_load(prompts, n_blocks, step_tokens, max_sequences, slots):
-    engine = Engine(FakeProgram(n_blocks, n_slots=3 * slots), (), max_sequences, step_tokens)
+@given(prompts, st.integers(6, 30), st.integers(1, 40), st.integers(1, 8), st.booleans(), st.booleans())
+def test_answers_do_not_depend_on_load(prompts, n_blocks, step_tokens, max_sequences, slots, rests):
+    program = (Resting if rests else FakeProgram)(n_blocks, n_slots=3 * slots)
+    engine = Engine(program, (), max_sequences, step_tokens)
     sequences = [start(engine, p) for p in prompts]
     drain(engine)
     for prompt, sequence in zip(prompts, sequences, strict=True):

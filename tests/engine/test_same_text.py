@@ -114,11 +114,12 @@ requests = st.lists(
     step_tokens=st.integers(5, 60),
     drafter=st.sampled_from([None, "ngram", "qwen3", "qwen35"]),
     reuse=st.booleans(),
+    restless=st.booleans(),
 )
 def test_no_schedule_changes_what_a_real_model_says(
-    name, schedule, threads, n_blocks, step_tokens, drafter, reuse
+    name, schedule, threads, n_blocks, step_tokens, drafter, reuse, restless
 ):
-    """Threads, company, preemption, chunks, prefixes and guesses, those of another model too."""
+    """Threads, company, preemption, chunks and their pieces, prefixes, guesses, also another model's."""
     vocab = program(name).plan.n_vocab
     rng = np.random.default_rng(7)
     trunks = rng.integers(0, vocab, (3, 40)).tolist()
@@ -129,6 +130,8 @@ def test_no_schedule_changes_what_a_real_model_says(
         guesser = ModelDrafter(other if other.plan.n_vocab == vocab else compiled(name, backend, 60))
     engine = Engine(compiled(name, backend, n_blocks), (), 32, step_tokens, drafter=guesser, reuse=reuse)
     priced(engine)
+    if restless:  # an op of a prompt's chunk a step
+        engine.scheduler.pace.extra_s = lambda *_: 0.0
     asked: list[tuple[Sequence, int]] = []
     now = 0
 

@@ -88,6 +88,35 @@ def test_any_chopping_gives_the_same_bits(name: str, form: str, isa: str, data: 
     )
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("which", ["helped", *USABLE])
+@pytest.mark.parametrize("name", PLANS)
+def test_a_step_in_pieces_gives_the_same_bits(name: str, which: str, threads: int) -> None:
+    """With steps of another sequence between its ops; it may also be given up, and another begun."""
+    plan, helped = PLANS[name](), CpuBackend(threads=1, as_reference=[ops.Attend, ops.Glu, ops.Experts])
+    own = helped if which == "helped" else backend(which, threads)
+    program = own.compile(plan, weights_for(plan), Memory(12, 4))
+    program.poison()
+    with pytest.raises(AssertionError, match="no step"):
+        program.go_on(0)
+    want = Sequences([37, 20], 100, program.memory).run(program, [[(0, 37)], *[[(1, 1)]] * 20])
+    sequences, found = Sequences([37, 20], 100, program.memory), list[np.ndarray]()
+    given_up = Sequences([9], 100, program.memory, seed=5).batch([(0, 9)])
+    program.begin_aside(given_up)
+    assert program.go_on(0) is None
+    program.begin_aside(sequences.batch([(0, 37)]))
+    n_pieces = 1
+    while (output := program.go_on(0)) is None:
+        n_pieces += 1
+        if sequences.done[1] < 20:
+            found.append(program.step(sequences.batch([(1, 1)])))
+    while sequences.done[1] < 20:
+        found.append(program.step(sequences.batch([(1, 1)])))
+    assert n_pieces > 5 and np.array_equal(np.concatenate([output, *found]), want)
+    with pytest.raises(AssertionError, match="no step"):
+        program.go_on(0)
+
+
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "f32"])
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("which", ["reference", "helped", *USABLE])
@@ -124,6 +153,10 @@ def test_threads_can_change_between_steps() -> None:
     for n in (3, 1, 4, 2):
         program.set_threads(n)
         assert own.pool.threads == n and np.array_equal(logits(program, WHOLE), want)
+    program.begin_aside(Sequences([9], 100, program.memory).batch([(0, 9)]))
+    program.set_threads(3)
+    with pytest.raises(RuntimeError, match="threads have changed"):
+        program.go_on(0)
 
 
 def test_never_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
