@@ -40,7 +40,7 @@ from kvasir.chat import ChatRequest, Delta, Event
 from kvasir.errors import KvasirError
 from kvasir.runner.client import ModelProcess
 from kvasir.runner.registry import Models
-from kvasir.runner.stream import Stream
+from kvasir.runner.stream import Ring, Stream
 from kvasir.sampling import SamplingParams
 from kvasir.settings import MAX_REQUESTS, Address
 
@@ -99,14 +99,14 @@ def note(model: ModelProcess, put_at: dict[int, list[float]]) -> None:
 
     def noting(request: ChatRequest) -> Stream:
         stream = submit(request)
-        put, times = stream.put, put_at.setdefault(request.params.seed or 0, [])
+        add, times = stream.add, put_at.setdefault(request.params.seed or 0, [])
 
-        def timed(event: Event | KvasirError) -> None:
+        def timed(event: Event | KvasirError) -> Ring | None:
             if isinstance(event, Delta) and event.text:
                 times.append(perf_counter())
-            put(event)
+            return add(event)
 
-        stream.put = timed  # type: ignore[method-assign]
+        stream.add = timed  # type: ignore[method-assign]
         return stream
 
     model.submit = noting  # type: ignore[method-assign]

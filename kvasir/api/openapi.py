@@ -21,7 +21,7 @@ NDJSON, SSE, JSON, TEXT, BYTES = (
 )  # fmt: skip
 PROTOCOLS = ("Ollama", "Anthropic", "Gemini", "OpenAI")  # in the order of SHAPES
 PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
-DOUBLED = re.compile(r"^/v1/v1/")  # for clients that add a /v1 too many
+DOUBLED = re.compile(r"^/v1/v1/|.*:\{action\}$")  # a /v1 too many, or an action that nobody knows
 
 # What each path does, the type of its body, and what it answers with beside JSON.
 Row = tuple[str, type[msgspec.Struct] | None, str]
@@ -103,7 +103,7 @@ ERRORS: dict[str, dict[str, Any]] = {
 
 
 def document(routes: Iterable[BaseRoute]) -> bytes:
-    """The document, as JSON.  Paths that only repeat others for odd clients are left out."""
+    """The document, as JSON.  Paths that only repeat others for odd clients, or only refuse, are left out."""
     bodies = sorted({row[1] for row in TABLE.values() if row[1]}, key=lambda t: (t.__module__, t.__name__))
     schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     schema_of = dict(zip(bodies, schemas, strict=True))

@@ -15,6 +15,7 @@ def command(words: Sequence[str], settings: Settings) -> int:
     it = Parser("rm", "Delete models.  Weights go with the last model that uses them.")
     it.add_argument("models", nargs="+", metavar="model", help="a name from `kvasir list`")
     for name in it.read(words).models:
+        library.deletable(name)  # raises before the server lets go of it
         forget(settings, name)
         library.delete(name)
         print(f"deleted '{name}'")

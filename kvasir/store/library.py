@@ -81,14 +81,20 @@ def weights(file: ModelFile) -> str:
     return str(file.path.resolve())
 
 
+def deletable(name: str) -> ModelFile:
+    """What `delete` would delete.  Raises ModelError, and UsageError for what is built in."""
+    file = next((f for f in listing() if f.name in (name, f"{name}:latest")), None) or find(name)
+    if _built_in(file.name):
+        raise UsageError(f"{file.name} is built in and cannot be deleted")
+    return file
+
+
 def delete(name: str) -> str:
     """Deletes the model called `name`; its whole name.  Raises ModelError, UsageError.
 
     The weights go with the last model that uses them.
     """
-    file = next((f for f in listing() if f.name in (name, f"{name}:latest")), None) or find(name)
-    if _built_in(file.name):
-        raise UsageError(f"{file.name} is built in and cannot be deleted")
+    file = deletable(name)
     with _alone():
         try:
             if file.manifest:

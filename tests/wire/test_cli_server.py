@@ -172,6 +172,12 @@ def test_a_model_with_an_adapter(there: str, folder: Path, tmp_path: Path, capsy
     assert told(capsys, "rm", "adapted") == "deleted 'adapted'\n"
 
 
+def test_a_model_that_cannot_be_deleted_stays_in_memory(there: str, capsys) -> None:
+    requests.post(f"{there}/api/generate", json={"model": "mead"}).raise_for_status()
+    assert "cannot be deleted" in told(capsys, "rm", "mead", code=1)
+    assert [each["name"] for each in requests.get(f"{there}/api/ps").json()["models"]] == ["mead:latest"]
+
+
 def test_what_cannot_be(folder: Path, capsys) -> None:
     assert "cannot be deleted" in told(capsys, "rm", "mead", code=1)
     assert "not found" in told(capsys, "rm", "nothing", code=1)

@@ -189,7 +189,8 @@ def test_errors_are_googles(client: genai.Client, url: str) -> None:
             got = requests.post(f"{url}/v1beta/models/mead:{action}", data=raw, timeout=10)
             assert got.status_code == 400 and got.json()["error"]["code"] == 400, (action, raw[:9])
     got = requests.post(f"{url}/v1beta/models/mead:fly", json={}, timeout=10)
-    assert got.status_code in (404, 405) and set(got.json()["error"]) == {"code", "message", "status"}
+    assert got.status_code == 404 and got.json()["error"]["status"] == "NOT_FOUND"
+    assert set(got.json()["error"]) == {"code", "message", "status"}
     got = requests.get(f"{url}/v1beta/models?pageSize=x", timeout=10)
     assert got.status_code == 400 and "pageSize" in got.json()["error"]["message"]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from kvasir.api.errors import Fault
@@ -35,7 +38,14 @@ def routes(house: House) -> list[Route]:
         made += [Marked(base, paths.models, HEADERS), Marked(f"{base}/{{model:path}}", paths.model, HEADERS)]
         if version != SHARED:
             made += [Route(base, paths.models), Route(f"{base}/{{model:path}}", paths.model)]
+            other = f"{base}/{{model:path}}:{{action}}"
+            made.append(Route(other, no_action, methods=["POST"]))
     return made
+
+
+async def no_action(request: Request) -> Response:
+    """Nothing that a model can be asked to do is called so."""
+    raise HTTPException(404)
 
 
 def shape(fault: Fault) -> bytes:
