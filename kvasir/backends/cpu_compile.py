@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from kvasir.backends import reference
-from kvasir.backends.base import BLOCK, Adapter, Batch, Floats, Memory
+from kvasir.backends.base import BLOCK, Adapter, Batch, Bytes, Floats, Memory
 from kvasir.backends.packed import Packed
-from kvasir.checkpoint.files import is_mapped
+from kvasir.checkpoint.files import give_back, is_mapped
 from kvasir.checkpoint.tensor import Tensor
 from kvasir.plan import Op, Plan, State, Value, Weight, ops
 from kvasir.plan.passes import BEGIN_BY_ROWS, Group, Layout, fuse, layout, slots
@@ -65,6 +65,7 @@ class Emitter:
     adapted: dict[str, Any] = field(default_factory=dict)  # weight -> what adapters add to its product
     met: set[str] = field(default_factory=set)  # weights whose products are emitted, of those adapters add to
     made: dict[str, list[Any]] = field(default_factory=dict)  # weight -> its matrices
+    read: list[Bytes] = field(default_factory=list)  # mapped bytes that were packed
     readers: dict[int, list[Weight]] = field(default_factory=dict)  # value -> what it meets in products
 
     def __post_init__(self) -> None:
@@ -108,6 +109,8 @@ class Emitter:
         """The weight's format, and the weight repacked by all threads."""
         t = self.weights[w.name]
         raw, form = np.ascontiguousarray(t.raw), t.format.name
+        if is_mapped(raw):
+            self.read.append(raw)
         return form, list(self.kernels.pack_stack(self.pool, form, raw, w.shape[-1], count, is_mapped(raw)))
 
     def tables(self, linears: list[Any]) -> list[Any]:
@@ -147,6 +150,7 @@ def build(
     native, emitted = e.native, dict[int, int]()
     for group in groups:
         emitted |= emit(e, group)
+    give_back(e.read)  # a fault maps the pages around it too: 40 MB of a model of 770
     if packed:
         packed.keep()
 

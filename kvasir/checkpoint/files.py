@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,24 @@ def map_file(path: Path) -> Bytes:
 
 def is_mapped(array: Bytes) -> bool:
     """Whether the bytes are a file's, mapped read-only: their pages can be given back and had again."""
+    return _map_of(array) is not None
+
+
+def give_back(arrays: Iterable[Bytes]) -> None:
+    """The pages of the whole files that these arrays lie in leave this process, those around the arrays
+    included; what is read again comes from the file.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in {m for array in arrays if (m := _map_of(array))}:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _map_of(array: Bytes) -> mmap.mmap | None:
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base
-    return isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap)
+    held = base.obj if isinstance(base, memoryview) else None
+    return held if isinstance(held, mmap.mmap) else None
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
+from kvasir.checkpoint.files import give_back, map_file
 from kvasir.checkpoint.gguf import Strings, read_gguf, string_ends
 from kvasir.checkpoint.open import Checkpoint, open_checkpoint
 from kvasir.errors import CheckpointError, KvasirError, ModelError
@@ -313,3 +314,21 @@ def test_a_string_is_looked_for_without_decoding_the_others():
     assert not any(text in from_file for text in ("c", "ä", "<|im_end", "\ud800", 1, None))
     assert from_file._texts is None
     assert "a" not in Strings(data, string_ends(data, 0), "a test")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells which pages are mapped")
+def test_pages_that_are_given_back_can_be_read_again(tmp_path):
+    path = tmp_path / "some.bin"
+    path.write_bytes(bytes(range(256)) * 4096)
+    data = map_file(path)
+    assert int(data[::4096].sum()) == 0 and resident_kb(path) > 900
+    give_back([data[5:9], np.zeros(3, np.uint8)])
+    assert resident_kb(path) == 0
+    assert data[255] == 255 and bytes(data) == path.read_bytes()
+
+
+def resident_kb(path: Path) -> int:
+    """How much of a mapped file is in this process's memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    next(line for line in lines if line.endswith(str(path)))
+    return int(next(line for line in lines if line.startswith("Rss:")).split()[1])
