@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from typing import Any
+
+# Each thread of numpy's BLAS spins for some 30 ms, unless told otherwise before numpy is imported, and then
+# sleeps: on few cores half of what numpy's import takes.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "LoRARequest", "SamplingParams", "StructuredOutputsParams", "__version__"]
@@ -11,8 +17,13 @@ __all__ = ["LLM", "LoRARequest", "SamplingParams", "StructuredOutputsParams", "_
 def __getattr__(name: str) -> Any:
     # Names are looked up on first use, so that `import kvasir` costs milliseconds (the bar is 0.15 s).
     if name == "LLM":
-        from kvasir.llm import LLM  # noqa: PLC0415
-
+        collects = gc.isenabled()
+        gc.disable()  # nothing that an import makes is garbage, and looking for some takes a tenth of it
+        try:
+            from kvasir.llm import LLM  # noqa: PLC0415
+        finally:
+            if collects:
+                gc.enable()
         return LLM
     if name == "LoRARequest":
         from kvasir.llm import LoRARequest  # noqa: PLC0415

@@ -8,7 +8,6 @@ a sequence which turns out to have ended is not read; what it wrote lies beyond 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from kvasir.backends.base import Ahead, Batch, Ints, Pending
 from kvasir.engine.part import Part
 from kvasir.engine.scheduler import Scheduler
 from kvasir.engine.sequence import Sequence
+from kvasir.records import dataclass
 from kvasir.sampling import uniform
 
 

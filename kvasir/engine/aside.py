@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from time import perf_counter
 
 from kvasir.backends.base import Batch, Floats, Piecemeal
@@ -19,6 +18,7 @@ from kvasir.engine.masks import Masks
 from kvasir.engine.part import Part
 from kvasir.engine.radix import Radix
 from kvasir.engine.sequence import Sequence
+from kvasir.records import dataclass
 
 
 class Aside:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import perf_counter
 
 import numpy as np
@@ -12,6 +12,7 @@ from kvasir.backends.base import BLOCK, Batch, Floats, Program
 from kvasir.engine import sequence as seq
 from kvasir.engine.blocks import BlockPool
 from kvasir.errors import Bug
+from kvasir.records import dataclass
 from kvasir.sampling import uniform
 
 CATCH_UP = (

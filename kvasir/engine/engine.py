@@ -8,7 +8,7 @@ import math
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Literal
 
@@ -31,6 +31,7 @@ from kvasir.engine.sequence import Sequence
 from kvasir.engine.stats import DiskStats, Stats, Totals
 from kvasir.errors import CapacityError, UsageError
 from kvasir.grammar.guide import Guide
+from kvasir.records import dataclass
 from kvasir.sampling import ID_LISTS, SamplingParams, logprobs, uniform
 
 LOAD_WAIT_S = 0.01  # for blocks from disk when there is nothing else to do; then others may speak

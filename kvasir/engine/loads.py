@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import monotonic, time
 
 from kvasir.backends.base import Bytes
@@ -15,6 +15,7 @@ from kvasir.engine.radix import Node
 from kvasir.engine.segments import Damaged, Record, open_safely, read
 from kvasir.engine.sequence import Sequence
 from kvasir.engine.stats import Tally
+from kvasir.records import dataclass
 
 READERS = 2
 USED_S = 60.0  # how exact a segment's time of last use is

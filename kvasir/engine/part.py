@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvasir.engine.sequence import Sequence
+from kvasir.records import dataclass
 
 
 @dataclass(frozen=True)

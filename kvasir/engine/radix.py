@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import count
 from time import monotonic
 
 from kvasir.backends.base import BLOCK
 from kvasir.engine.blocks import BlockPool
 from kvasir.errors import Bug
+from kvasir.records import dataclass
 
 Tokens = tuple[int, ...]
 SHARE_S = 600.0

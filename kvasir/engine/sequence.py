@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import perf_counter
 
 from kvasir.backends.base import BLOCK
 from kvasir.chat import FinishReason, Metrics, TokenLogprob
 from kvasir.engine.radix import Node
 from kvasir.grammar.guide import Guide
+from kvasir.records import dataclass
 from kvasir.sampling import SamplingParams
 
 

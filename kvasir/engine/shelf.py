@@ -16,12 +16,13 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import time
 from typing import Any
 
 from kvasir.engine.segments import PART, VERSION, scan, segments_of
+from kvasir.records import dataclass
 
 try:
     import fcntl

@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 
 from kvasir.backends.base import Bytes
@@ -16,6 +15,7 @@ from kvasir.engine.radix import Tokens
 from kvasir.engine.segments import Writer
 from kvasir.engine.shelf import Shelf, write_about
 from kvasir.engine.stats import Tally
+from kvasir.records import dataclass
 
 QUEUE_BYTES = 64 << 20  # of blocks that left memory and wait to be written; more are not kept
 RETRY_S = 60.0  # after a disk that could not be written

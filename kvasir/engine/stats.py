@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import perf_counter
 
 from kvasir.chat import FinishReason
 from kvasir.engine.sequence import Sequence
+from kvasir.records import dataclass
 
 
 @dataclass(frozen=True)

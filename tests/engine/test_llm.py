@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -25,6 +28,17 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
     with LLM("fake") as face:
         yield face
         face.model.check()
+
+
+@pytest.mark.parametrize("call, told", [("enable", "True 4"), ("disable", "False 9")])
+def test_an_import_leaves_the_collector_as_it_was_and_a_timeout_that_was_chosen(call: str, told: str) -> None:
+    code = f"import gc, os; gc.{call}(); from kvasir import LLM"
+    code += "; print(gc.isenabled(), os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    about = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    if call == "disable":
+        about["OPENBLAS_THREAD_TIMEOUT"] = "9"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=about)
+    assert (run.stdout.strip(), run.stderr) == (told, "")
 
 
 @pytest.mark.parametrize(
