@@ -39,6 +39,7 @@ from kvasir.sampling import SamplingParams
 
 PROMPT, LONG, ANSWER = 1300, 4096, 256
 STALL_S = 100.0  # of the arrival of a long prompt are looked at, if it takes longer
+CALM = 100  # steps before the long prompt, and as many behind it
 
 
 class Dictated:
@@ -146,25 +147,29 @@ def pair(program: Program, runs: int) -> list[dict[str, object]]:
 
 
 def stall(program: Program, runs: int, n_streams: int = 4) -> list[dict[str, object]]:
-    calm, busy, read = [], [], []
+    calm, slow, busy, read = [], [], [], []
     for i in range(runs):
         engine = Engine(program, drafter=None)
         streams = [ask(engine, [5 + n, 6, 7], 4000) for n in range(n_streams)]
-        gaps = [_timed(engine.step) for _ in range(40)][8:]
+        gaps = [_timed(engine.step) for _ in range(CALM + 8)][8:]
         long = ask(engine, [(7919 * j + i) % 5000 for j in range(LONG)], 1)
         during = []
         while long.n_generated == 0 and sum(during) < STALL_S:
             during.append(_timed(engine.step))
         read.append(long.n_computed / sum(during))
-        for each in (*streams, long):
+        engine.finish(long, "abort")
+        gaps += [_timed(engine.step) for _ in range(CALM + 8)][8:]  # what the machine does to a step changes
+        for each in streams:
             engine.finish(each, "abort")
         calm.append(statistics.median(gaps))
+        slow.append(float(np.quantile(gaps, 0.99)))
         busy.append(float(np.quantile(during, 0.99)))
         say(f"  stall: run {i + 1} of {runs}: {calm[-1] * 1e3:.1f} ms, then {busy[-1] * 1e3:.1f} ms")
     ratio = statistics.median(b / c for b, c in zip(busy, calm, strict=True))
     what = f"between tokens of {n_streams} streams"
     return [
         {"what": f"{what}, median, alone", "figure": Spread.of(calm), "unit": "s"},
+        {"what": f"{what}, p99, alone", "figure": Spread.of(slow), "unit": "s"},
         {"what": f"{what}, p99, while {LONG} tokens arrive", "figure": Spread.of(busy), "unit": "s"},
         {"what": f"{what}, ratio", "figure": ratio, "unit": "", "bar": "<= 2"},
         {"what": f"the {LONG} meanwhile, beside {n_streams} streams", "figure": Spread.of(read),

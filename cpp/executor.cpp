@@ -60,10 +60,11 @@ class Run {
     using Clock = std::chrono::steady_clock;
     static constexpr Clock::time_point kNever = Clock::time_point::max();
 
-    // Runs until the list ends, or, once an op or more are done, until it is `until`. Whether the list has ended.
+    // Runs until the list ends, or, once an op or more are done, until the next would end behind `until`. Whether the list has
+    // ended.
     bool go_on(Clock::time_point until) {
         until_ = until, rests_ = false;
-        alone_ = pool_.threads() == 1 || cost() < kStepAlone;
+        if (op_ == 0) alone_ = pool_.threads() == 1 || cost() < kStepAlone;
         last_ = Clock::now();
         advance();
         if (goes_on()) pool_.run([this](int thread) { work(thread); });
@@ -109,12 +110,24 @@ class Run {
     // What the step costs on one thread, roughly, in ns.
     double cost() const {
         double ns = 0;
-        for (const auto& op : ops_)
-            for (int phase = 0; phase < op->phases(); phase++) {
-                Work w = op->work(step_, phase);
-                ns += static_cast<double>(w.tasks) * w.ns;
-            }
+        for (size_t op = 0; op < ops_.size(); op++) ns += cost(op);
         return ns;
+    }
+    double cost(size_t op) const {
+        double ns = 0;
+        for (int phase = 0; phase < ops_[op]->phases(); phase++) {
+            Work w = ops_[op]->work(step_, phase);
+            ns += static_cast<double>(w.tasks) * w.ns;
+        }
+        return ns;
+    }
+
+    // How long an op of the same cost took last: mostly the same op of the layer before. Zero where none has run.
+    Clock::duration& took(size_t op) {
+        const double ns = cost(op);
+        for (auto& [cost, time] : took_)
+            if (cost == ns) return time;
+        return took_.emplace_back(ns, Clock::duration::zero()).second;
     }
 
     // To the next phase that all threads should share, running the small ones on the way. One thread only.
@@ -136,14 +149,17 @@ class Run {
         if (failure_) {
             op_ = ops_.size();
         } else if (++phase_ >= ops_[op_]->phases()) {
-            if (seconds_) {
+            if (seen_) attempt([&] { seen_(step_, static_cast<int>(op_)); });
+            if (seconds_ || until_ != kNever) {
                 auto now = Clock::now();
-                seconds_[op_] = std::chrono::duration<double>(now - last_).count();
+                if (seconds_) seconds_[op_] = std::chrono::duration<double>(now - last_).count();
+                if (until_ != kNever) {
+                    took(op_) = now - last_;
+                    rests_ = op_ + 1 < ops_.size() && now + took(op_ + 1) > until_;
+                }
                 last_ = now;
             }
-            if (seen_) attempt([&] { seen_(step_, static_cast<int>(op_)); });
             op_++, phase_ = 0;
-            rests_ = until_ != kNever && Clock::now() >= until_;
         }
     }
 
@@ -170,6 +186,7 @@ class Run {
     std::function<void(const Step&, int)> seen_;
     bool alone_ = false, rests_ = false;
     Clock::time_point until_ = kNever;
+    std::vector<std::pair<double, Clock::duration>> took_;
     size_t op_ = 0;
     int phase_ = 0;
     int64_t least_ = 1;

@@ -129,9 +129,9 @@ class Program {
     // if given. Rethrows what an op threw.
     void step(const Batch& b, float* output, const std::function<void(const Step&, int)>& seen = {});
 
-    // The same in pieces: `begin` makes ready, and forgets a step that was begun before; `go_on` runs for about `seconds`, at
-    // least one op, and says whether that was the last. Until then what `b` and `output` point at must stay. After a throw
-    // the step is over.
+    // The same in pieces: `begin` makes ready, and forgets a step that was begun before; `go_on` runs for as many ops as should fit
+    // into `seconds` by what others took, one at least, and says whether that was the last. Until then what `b` and `output` point
+    // at must stay. After a throw the step is over.
     void begin(const Batch& b, float* output);
     bool go_on(double seconds);
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 
 FORGET = 0.2  # share of the newest measurement in a running mean
 DEARER = 0.5  # the same where the newest is above the mean and caution is wanted
-EXTRA = 0.6  # of a step's time may be added to it for a prompt that arrives
+EXTRA = 0.7  # of a step's time may be added to it for a prompt that arrives
 FEWEST_ROWS = 4  # of a prompt beside answers: with fewer it would hardly get on, whatever they cost
 NEAR = 1.3  # a step of about so many times the rows tells what one takes
 FEWEST_ALONE = (
@@ -75,6 +75,7 @@ class Pace:
         self._alone = StepCost()  # steps without prompts
         self._row_s = 0.0  # a row of a prompt, beside answers
         self._n_mixed = 0  # steps since the last one without prompts
+        self._last_s = 0.0  # the last step
 
     def rows(self, n_decodes: int, n_waiting: int, most: int) -> int:
         """Rows of prompts for a step that has `n_decodes` other rows, while so many sequences wait for their
@@ -89,6 +90,12 @@ class Pace:
     def extra_s(self, n_decodes: int, n_waiting: int) -> float:
         """Seconds that a step of `n_decodes` rows may take longer for the sake of prompts."""
         return EXTRA * min(n_waiting, 2 * n_decodes + 1) * self._alone.predict(n_decodes)
+
+    def gap_s(self, n_decodes: int, n_waiting: int) -> float:
+        """Seconds for prompts behind the last step, of `n_decodes` rows: less where something else on the
+        machine held it up, and none where it took as long as both should.
+        """
+        return self.extra_s(n_decodes, n_waiting) - max(0.0, self._last_s - self._alone.predict(n_decodes))
 
     def chunk(self, n_decodes: int, n_waiting: int, most: int) -> int:
         """Rows of a chunk of prompts that is computed in the gaps between steps of `n_decodes` rows: so many
@@ -106,6 +113,7 @@ class Pace:
     def observe(self, n_decodes: int, n_rows: int, seconds: float) -> None:
         """A step with `n_rows` of prompts beside `n_decodes` others took so long."""
         self._n_mixed = self._n_mixed + 1 if n_rows else 0
+        self._last_s = seconds
         if not n_rows:
             self._alone.observe(n_decodes, seconds)
         elif n_decodes:

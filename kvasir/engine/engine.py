@@ -231,8 +231,8 @@ class Engine:
         found = self._stepped(parts) if parts else []
         n_rows = sum(p.n_rows for p in parts)
         if self.gaps and self.gaps.is_open:
-            extra_s = self.scheduler.pace.extra_s(n_rows, self.scheduler.n_new) if parts else math.inf
-            if done := self.gaps.go_on(extra_s):
+            gap_s = self.scheduler.pace.gap_s(n_rows, self.scheduler.n_new) if parts else math.inf
+            if gap_s > 0 and (done := self.gaps.go_on(gap_s)):
                 chunk, output = done
                 self.cost.observe(chunk.n_rows, chunk.seconds)
                 self.scheduler.pace.read(chunk.n_rows, chunk.seconds)

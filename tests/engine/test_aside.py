@@ -22,6 +22,7 @@ def beside(program: Resting, *prompts: list[int]) -> tuple[Engine, Sequence, lis
     answer = start(engine, [1, 2], LONG)
     engine.step(), engine.step()
     engine.scheduler.pace.chunk = lambda *_: 512  # type: ignore[method-assign]
+    engine.scheduler.pace.gap_s = lambda *_: 0.01  # type: ignore[method-assign]
     asked = [start(engine, prompt, SHORT) for prompt in prompts]
     engine.step()
     assert engine.scheduler.aside.sequences == set(asked)
@@ -110,6 +111,7 @@ def test_an_adapter_stays_until_the_chunk_that_it_is_in_ends() -> None:
     for sequence in asked:
         engine.add(sequence)
     engine.scheduler.pace.chunk = lambda *_: 512  # type: ignore[method-assign]
+    engine.scheduler.pace.gap_s = lambda *_: 0.01  # type: ignore[method-assign]
     engine.step()
     engine.finish(asked[0], "abort")
     engine.adapters.unload("own")

@@ -182,13 +182,26 @@ class TestPace:
         assert pace.chunk(1, 1, 512) == FEWEST_ALONE, "nothing is known of prompts"
         pace.read(64, 0.256)
         few, many = pace.chunk(1, 1, 512), pace.chunk(16, 1, 512)
-        assert few == FEWEST_ALONE and 110 <= many <= 125 and pace.chunk(16, 1, 100) == 100
-        assert pace.extra_s(16, 1) == pytest.approx(0.06) and pace.extra_s(16, 3) == pytest.approx(0.18)
+        assert few == FEWEST_ALONE and 130 <= many <= 145 and pace.chunk(16, 1, 100) == 100
+        assert pace.extra_s(16, 1) == pytest.approx(0.07) and pace.extra_s(16, 3) == pytest.approx(0.21)
+
+    def test_a_step_that_was_held_up_is_followed_by_a_shorter_gap(self):
+        pace = Pace()
+        for _ in range(5):
+            pace.observe(1, 0, 0.02)
+        assert pace.gap_s(1, 1) == pytest.approx(0.014)
+        pace.observe(1, 0, 0.03)
+        assert 0.03 + pace.gap_s(1, 1) <= 2 * 0.02
+        pace.observe(1, 0, 0.045)
+        assert pace.gap_s(1, 1) <= 0
+        for _ in range(20):
+            pace.observe(1, 0, 0.045)
+        assert pace.gap_s(1, 1) > 0.02, "where all steps take so long, that is what a step takes"
 
     def test_those_who_wait_count_too(self):
         few, many = (self.learned(lambda n, m: 0.036 + 0.004 * m, 3, w) for w in (1, 6))
         assert many >= 5 * few
-        assert self.learned(lambda n, m: 0.02 + 0.004 * m, 1, 60) <= 12, "not without bound"
+        assert self.learned(lambda n, m: 0.02 + 0.004 * m, 1, 60) <= 13, "not without bound"
 
 
 class TestModelDrafter:
