@@ -172,16 +172,16 @@ def quantized(folder: Path, source: Path, form: str) -> Path:
 
 
 def logits(folder: Path, model: Path, text: Path, chunks: int) -> Saved:
-    """llama.cpp's logits.  Its cache holds float16, as ours."""
+    """llama.cpp's logits.  Its cache holds float16, as ours.  Now and then it ends before its last line is
+    written: it is asked again.
+    """
     file = OUT / "quality.logits"
     words = ("-m", model, "-f", text, "-c", CHUNK, "-b", CHUNK, "--chunks", chunks)
-    told = re.search(
-        r"Final estimate: PPL = ([\d.]+)",
-        call(folder, "llama-perplexity", *words, "--kl-divergence-base", file),
-    )
-    if not told:
-        raise SystemExit("llama-perplexity printed no estimate")
-    return Saved.read(file, float(told[1]))
+    for _ in range(5):
+        told = call(folder, "llama-perplexity", *words, "--kl-divergence-base", file)
+        if estimate := re.search(r"Final estimate: PPL = ([\d.]+)", told):
+            return Saved.read(file, float(estimate[1]))
+    raise SystemExit(f"llama-perplexity printed no estimate:\n{told[-2000:]}")
 
 
 def main() -> None:

@@ -88,6 +88,9 @@ def _dispatch(words: list[str], settings: Settings) -> int:
 
 def overview() -> str:
     """The help text."""
+    from shutil import get_terminal_size  # noqa: PLC0415  only this text needs the two
+    from textwrap import wrap  # noqa: PLC0415
+
     lines = [
         "Kvasir runs language models.",
         "",
@@ -96,8 +99,11 @@ def overview() -> str:
     lines += ['  kvasir run mead "What is DNS?"   ask it one thing', "", "Commands:"]
     lines += [f"  {name:12}{what}" for name, what in COMMANDS.items()]
     lines += ["  help        this text; `kvasir help COMMAND` for a command's options", "", "Environment:"]
-    width = max(len(s.name) for s in SWITCHES) + 2
-    lines += [f"  {s.name:{width}}{s.form:20}{s.help}" for s in SWITCHES]
+    at = max(len(s.name) for s in SWITCHES) + 4
+    columns = max(60, get_terminal_size().columns)
+    for s in SWITCHES:
+        told = f"  {s.name:{at - 2}}{s.form}: {s.help}"
+        lines += wrap(told, columns, subsequent_indent=" " * at, break_on_hyphens=False)
     return "\n".join(lines)
 
 
