@@ -7,8 +7,6 @@ a sequence which turns out to have ended is not read; what it wrote lies beyond 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from kvasir.backends.base import Ahead, Batch, Ints, Pending
@@ -48,30 +46,24 @@ class Pilot:
         """Begins the step of these parts."""
         self._flight = self._begun(tuple(p.sequence for p in parts), batch)
 
-    def land(self, batch_of: Callable[[list[Sequence]], Batch]) -> list[tuple[Sequence, int]]:
-        """The token that each sequence still running chose; the next step is begun first, if it can be.
-
-        `batch_of` gives the batch of one row for each sequence, after its last token.
-        """
+    def land(self) -> list[tuple[Sequence, int]]:
+        """The token that each sequence still running chose; the next step is begun first, if it can be."""
         flight = self._flight
         assert flight is not None
-        following = self._following(flight, batch_of)
-        self._flight = following
+        self._flight = self._following(flight)
         ids = flight.pending.ids()
         return [(s, int(id)) for s, id in zip(flight.sequences, ids, strict=True) if s.finished is None]
 
-    def _following(self, flight: Flight, batch_of: Callable[[list[Sequence]], Batch]) -> Flight | None:
+    def _following(self, flight: Flight) -> Flight | None:
         going = [(r, s) for r, s in enumerate(flight.sequences) if s.finished is None]
         sequences = [s for _, s in going]
         if not going or self._scheduler.n_waiting or set(sequences) != set(self._scheduler.running):
             return None
         if any(s.most_drafts < 1 or self._scheduler.room_for_drafts(s, 1) < 1 for s in sequences):
             return None
-        batch = batch_of(sequences)
-        tokens = np.array([-1 - r for r, _ in going], np.int32)
         self.n_ahead += 1
-        own = Batch(tokens, batch.positions, batch.starts, batch.blocks, batch.slots, batch.logit_rows)
-        return self._begun(tuple(sequences), own, more=1)
+        tokens = np.array([-1 - r for r, _ in going], np.int32)
+        return self._begun(tuple(sequences), _after(sequences, tokens), more=1)
 
     def _begun(self, sequences: tuple[Sequence, ...], batch: Batch, more: int = 0) -> Flight:
         """`more`: tokens that a sequence has beyond those that are known."""
@@ -81,9 +73,14 @@ class Pilot:
         return Flight(sequences, self._program.begin(batch, [s.params for s in sequences], drawn))
 
 
-def positions_after(sequences: list[Sequence]) -> Ints:
-    """Where the token goes that each is choosing."""
-    return np.array([len(s.tokens) for s in sequences], np.int32)
+def _after(sequences: list[Sequence], tokens: Ints) -> Batch:
+    """One row of each, after its last token."""
+    blocks = np.full((len(sequences), max(len(s.blocks) for s in sequences)), -1, np.int32)
+    for n, sequence in enumerate(sequences):
+        blocks[n, : len(sequence.blocks)] = sequence.blocks
+    positions = np.array([len(s.tokens) for s in sequences], np.int32)
+    counted, none = np.arange(len(sequences) + 1, dtype=np.int32), np.full(len(sequences), -1, np.int32)
+    return Batch(tokens, positions, counted, blocks, none, counted[:-1])
 
 
 def _plain(s: Sequence) -> bool:

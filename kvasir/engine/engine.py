@@ -17,7 +17,7 @@ import numpy as np
 from kvasir.backends.base import BLOCK, Ahead, Batch, Floats, Piecemeal, Program
 from kvasir.chat import FinishReason, TokenLogprob
 from kvasir.engine.adapters import Adapters
-from kvasir.engine.ahead import Pilot, positions_after
+from kvasir.engine.ahead import Pilot
 from kvasir.engine.aside import Gaps
 from kvasir.engine.blocks import BlockPool
 from kvasir.engine.cost import StepCost
@@ -263,7 +263,7 @@ class Engine:
         """The tokens that the step under way chose; the next one is begun before they are read."""
         assert self.pilot is not None
         found = list[Token]()
-        for sequence, token_id in self.pilot.land(self._batch_after):
+        for sequence, token_id in self.pilot.land():
             sequence.computed(1)
             found.append(Token(sequence, token_id, self._appended(sequence, token_id)))
             if found[-1].finished:
@@ -272,14 +272,6 @@ class Engine:
                 self._keep(sequence)
         self.totals.stepped(len(found), len(found), perf_counter() - started)
         return found
-
-    def _batch_after(self, sequences: list[Sequence]) -> Batch:
-        """One row of each, after its last token; which token is not said."""
-        blocks = np.full((len(sequences), max(len(s.blocks) for s in sequences)), -1, np.int32)
-        for n, sequence in enumerate(sequences):
-            blocks[n, : len(sequence.blocks)] = sequence.blocks
-        counted, none = np.arange(len(sequences) + 1, dtype=np.int32), np.full(len(sequences), -1, np.int32)
-        return Batch(none, positions_after(sequences), counted, blocks, none, counted[:-1])
 
     def _observe(self, parts: list[Part], seconds: float) -> None:
         """Learns what the step that was just computed tells of the cost of rows."""
