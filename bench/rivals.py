@@ -34,9 +34,14 @@ PREFILL_BARS = {"Q4_0": 1.7, "Q4_K_M": 1.5, "Q8_0": 1.3}
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine does at most, measured in the same round: bytes and multiply-adds a second."""
+    """What the machine does at most, measured in the same round: bytes and multiply-adds a second.
+
+    `bandwidth` is that of two seconds, as long as an answer takes: on a machine that others share, the best
+    20 ms are a fifth above it.  `best` is of those.
+    """
 
     bandwidth: float
+    best: float
     bytes_peak: float
     floats_peak: float
 
@@ -44,7 +49,7 @@ class Limits:
     def now(cls, threads: int) -> Limits:
         native = kernels()
         peaks = (float(native.peak(kind, threads)) for kind in ("bytes", "floats"))
-        return cls(bandwidth(threads), *peaks)
+        return cls(bandwidth(threads, sustained=True), bandwidth(threads), *peaks)
 
     def macs(self, form: str) -> float:
         """Multiply-adds a second of a model in this format."""
@@ -143,6 +148,7 @@ def measured(
     shares, disturbed = list[float](), list[float]()
     for i in range(rounds):
         limits = Limits.now(threads)
+        say(f"  memory: {limits.bandwidth / 1e9:.1f} GB/s, at its best {limits.best / 1e9:.1f}")
         for c in contenders:
             value, others = quietly(cell, c, tries)
             disturbed.append(others)

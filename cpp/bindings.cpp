@@ -231,16 +231,16 @@ Fresh decode_rows(const std::string& name, Rows<uint8_t> raw, int64_t width) {
     return give(std::move(y), {raw.shape(0), static_cast<size_t>(width)});
 }
 
-// Bytes a second that `threads` threads read from memory: the best of five sweeps over `megabytes`.
-double bandwidth(int64_t megabytes, int threads) {
+// Bytes a second that `threads` threads read from memory, of each of some sweeps over `megabytes`.
+std::vector<double> bandwidth(int64_t megabytes, int threads, int sweeps) {
     constexpr int64_t kPiece = 1 << 16;
     int64_t bytes = std::max<int64_t>(megabytes, 1) << 20;
     std::shared_ptr<uint8_t> data = weight_memory(static_cast<size_t>(bytes));  // as weights lie
     std::memset(data.get(), 1, static_cast<size_t>(bytes));
     Pool pool(threads);
     std::atomic<int> sink{0};
-    double best = 0;
-    for (int sweep = 0; sweep < 5; sweep++) {
+    std::vector<double> rates;
+    for (int sweep = 0; sweep < sweeps; sweep++) {
         auto begin = std::chrono::steady_clock::now();
         pool.split(bytes / kPiece, 16, [&](int64_t i, int64_t end, int) {
             i8 total[4] = {};
@@ -254,9 +254,9 @@ double bandwidth(int64_t megabytes, int threads) {
             sink.fetch_or(any[0] | any[7], std::memory_order_relaxed);
         });
         std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-        best = std::max(best, static_cast<double>(bytes) / took.count());
+        rates.push_back(static_cast<double>(bytes) / took.count());
     }
-    return best;
+    return rates;
 }
 
 // Strings of a GGUF file, held while they are used.
@@ -612,7 +612,7 @@ NB_MODULE(KVASIR_MODULE, m) {
     m.def("linear", &linear_alone, "matrix"_a, "x"_a, "threads"_a = 1);
     m.def("prepared", &prepared_alone, "matrix"_a, "x"_a);
     m.def("decode", &decode_rows, "format"_a, "raw"_a, "width"_a);
-    m.def("bandwidth", &bandwidth, "megabytes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("bandwidth", &bandwidth, "megabytes"_a, "threads"_a, "sweeps"_a = 5, nb::call_guard<nb::gil_scoped_release>());
     m.def("peak", [](const std::string& kind, int threads) { return peak(kind == "bytes", threads); }, "kind"_a, "threads"_a,
           nb::call_guard<nb::gil_scoped_release>());
     m.def("sample", [](Flat<float> logits, double temperature, int top_k, double top_p, double min_p, double typical_p, double uniform) {

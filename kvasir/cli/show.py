@@ -68,7 +68,7 @@ def _costs(values: argparse.Namespace, settings: Settings) -> list[str]:
         told.append(show(plan, sizes, values.past, settings.kv))
     if values.roofline:
         threads = min(settings.threads or cores(), cores())
-        bandwidth = kernels().bandwidth(SWEEP_MB, threads)
+        bandwidth = max(kernels().bandwidth(SWEEP_MB, threads))
         told.append(roofline(plan, sizes, values.past, bandwidth, kv=settings.kv))
     return told
 

@@ -207,3 +207,6 @@ def test_npms_client(url: str, tmp_path: Path) -> None:
     script = shutil.copy(Path(__file__).with_name("npm_client.mjs"), tmp_path)
     run = subprocess.run(["node", script, url], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and run.stdout.strip().endswith("all is well"), run.stdout + run.stderr
+    (tmp_path / "page.mjs").write_text("".join(pages.programs("ollama-js.md", url, "js")), encoding="utf-8")
+    run = subprocess.run(["node", "page.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "tokens, then: stop" in run.stdout and "about_networks:" in run.stdout, run.stdout + run.stderr

@@ -12,6 +12,7 @@ from langchain_core.tools import tool
 from llama_index.llms.ollama import Ollama as LlamaIndex
 from pydantic import BaseModel
 
+from tests.wire import pages
 from tests.wire.fake import FakeModel
 from tests.wire.real import encoder, real_server
 from tests.wire.test_ollama_client import ABLE, CALLING, clock
@@ -59,3 +60,11 @@ def test_llama_index(url: str) -> None:
     )
     whole = llm.complete("What is DNS?").text
     assert whole and [part.text for part in llm.stream_complete("What is DNS?")][-1] == whole
+
+
+def test_the_pages(url: str) -> None:
+    (printed,) = pages.output("langchain-ollama.md", url)
+    answer, verdict = printed.splitlines()[-2:]
+    assert answer and verdict.startswith("about_networks=")
+    (printed,) = pages.output("llama-index.md", url)
+    assert len(printed.splitlines()) >= 2 and all(printed.splitlines())
